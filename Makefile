@@ -1,0 +1,95 @@
+# Everything a developer runs. Needs GNU Make and Python 3.11 or newer, and makes its own
+# environments: .venv with the newest OpenTelemetry, .venv-lowest with the lowest supported.
+# `make help` lists the targets; another interpreter is chosen by `make PYTHON=python3.13 test`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+SDK := -c 'from importlib.metadata import version; print("opentelemetry-sdk", version("opentelemetry-sdk"))'
+PIP := -m pip --quiet --disable-pip-version-check --no-input
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target text; do \
+		printf '  make %-14s %s\n' "$$target" "$$text"; \
+	done
+
+.PHONY: demo
+demo: .venv/.project ## Run the demo: a voice-notes pipeline on recorded speech
+	@$(BIN)/otel-tracker demo $(ARGS)
+
+.PHONY: test
+test: .venv/.project ## Test with the newest OpenTelemetry (ARGS="-k name" picks tests)
+	@$(BIN)/python $(SDK)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-lowest
+test-lowest: .venv-lowest/.project ## Test with the lowest supported OpenTelemetry
+	@.venv-lowest/bin/python $(SDK)
+	@.venv-lowest/bin/python -m pytest -p no:cacheprovider $(ARGS)
+
+.PHONY: check
+check: .venv/.project ## Check format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+.PHONY: format
+format: .venv/.project ## Format the code and mend what the linter can mend
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: .venv/.project ## Run the benchmarks
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: clean
+clean: ## Remove the environments, caches and builds
+	rm -rf .venv .venv-lowest .venv-uv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- Pinned requirements -------------------------------------------------------------------------
+# Compiled for every supported Python at once, with hashes, and without the address of an index.
+
+COMPILE = .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make requirements" $(if $(UPGRADE),--upgrade)
+PROJECT := pyproject.toml --extra dev --extra demo --constraints requirements/pins.in
+
+.PHONY: requirements
+requirements: .venv-uv/.requirements ## Compile requirements/*.txt (UPGRADE=1 takes newer releases)
+	@$(COMPILE) $(PROJECT) --output-file requirements/dev.txt
+	@$(COMPILE) $(PROJECT) requirements/lowest-sdk.in --output-file requirements/lowest-sdk.txt
+	@$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
+	@echo "Compiled requirements/*.txt"
+
+# --- Environments --------------------------------------------------------------------------------
+# An environment is made anew when its requirements change; the project is installed into it again
+# when pyproject.toml changes. The stamps are written last, so a broken run is repeated.
+
+.venv/.requirements: requirements/dev.txt
+.venv-lowest/.requirements: requirements/lowest-sdk.txt
+.venv-uv/.requirements: requirements/uv.txt
+
+%/.requirements:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "otel-tracker needs Python 3.11 or newer, and '$(PYTHON)' is" \
+			"$$($(PYTHON) --version 2>&1 || true). Choose another: make PYTHON=python3.11 ..." >&2; \
+		exit 1; \
+	}
+	@echo "Making $* from $< (a minute or two, this once)"
+	@$(PYTHON) -m venv --clear $*
+	@$*/bin/python $(PIP) install --require-hashes -r $<
+	@touch $@
+
+# pip cannot check the hash of a folder, so the project comes by itself. Its build backend is among
+# the requirements, with a hash: nothing unpinned is fetched for the build.
+%/.project: %/.requirements pyproject.toml
+	@$*/bin/python $(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PRECIOUS: %/.requirements %/.project

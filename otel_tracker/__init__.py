@@ -1,0 +1,34 @@
+"""otel_tracker: see where a pipeline's transaction died, live and in Jaeger.
+
+Replacing the old debug tracker's import by ``from otel_tracker import *`` is the whole migration.
+"""
+
+from __future__ import annotations
+
+from .api import get_debug_tracker, init_debug_tracker, shutdown_debug_tracker
+from .model import (
+    Pipeline,
+    PipelineEvent,
+    PipelineStage,
+    StageEvent,
+    SystemMetrics,
+    Transaction,
+    TransactionStatus,
+)
+from .processor import DashboardSpanProcessor
+from .tracker import DebugSystemTracker
+
+__all__ = [
+    "DashboardSpanProcessor",
+    "DebugSystemTracker",
+    "Pipeline",
+    "PipelineEvent",
+    "PipelineStage",
+    "StageEvent",
+    "SystemMetrics",
+    "Transaction",
+    "TransactionStatus",
+    "get_debug_tracker",
+    "init_debug_tracker",
+    "shutdown_debug_tracker",
+]

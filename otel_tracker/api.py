@@ -1,0 +1,83 @@
+"""The shared tracker: `get_debug_tracker`, `init_debug_tracker`, `shutdown_debug_tracker`.
+
+There is one of it in a process. It is made on first use; `init` only changes its options, so that
+nothing tracked before is lost.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from typing import Any
+
+from opentelemetry import trace
+
+from .model import Pipeline
+from .tracker import DebugSystemTracker
+
+_lock = threading.Lock()
+_shared: DebugSystemTracker | None = None
+
+
+def get_debug_tracker() -> DebugSystemTracker:
+    """The tracker that everything in this process shares; made on the first call."""
+    global _shared
+    if _shared is None:
+        with _lock:
+            if _shared is None:
+                _shared = DebugSystemTracker(follow_global=True)
+                atexit.register(_at_exit, os.getpid())
+    return _shared
+
+
+def init_debug_tracker(
+    tracer_provider: trace.TracerProvider | None = None,
+    pipeline: Pipeline | None = None,
+    **options: Any,
+) -> DebugSystemTracker:
+    """Sets options of the shared tracker. May be called again; what was tracked is kept.
+
+    Args:
+        tracer_provider: the application's OpenTelemetry provider; by default the global one as soon
+            as the application has set it, otherwise one of the tracker's own.
+        pipeline: what `create_transaction` runs; the audio pipeline by default.
+        **options: ``on_stall=`` and ``on_issue=`` (called with a dict, on a thread of the
+            tracker's), and those of docs/settings.md, such as ``stall_after_memory=900``.
+
+    Returns:
+        The shared tracker.
+
+    Raises:
+        TypeError: an option that does not exist; the message names the nearest one.
+    """
+    tracker = get_debug_tracker()
+    tracker.configure(tracer_provider, pipeline, **options)
+    return tracker
+
+
+def shutdown_debug_tracker(timeout_s: float = 5.0) -> None:
+    """Ends open spans and exports what waits, within `timeout_s` seconds. Safe to repeat."""
+    if _shared is not None:
+        _shared.shutdown(timeout_s)
+
+
+def replace_shared(tracker: DebugSystemTracker | None) -> DebugSystemTracker | None:
+    """Makes `tracker` the shared one and returns the one before: for `otel_tracker.testing`."""
+    global _shared
+    before, _shared = _shared, tracker
+    return before
+
+
+def _at_exit(pid: int) -> None:
+    """The application forgot, or crashed: the same as a shutdown, in this process alone."""
+    shutdown_debug_tracker()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,194 @@
+"""The facts of one transaction, merged and put in order: what every judgement starts from (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from .model import (
+    AUDIO,
+    NOBODY,
+    TRANSCRIPTION,
+    Fact,
+    Kind,
+    Outcome,
+    Who,
+)
+
+_VERDICTS = frozenset({Outcome.SUCCESS, Outcome.FAILURE, Outcome.CANCELLED})
+"""Outcomes of a root that speak of the transaction; ``interrupted`` says only that its process left."""
+
+_NO_NEWS = frozenset({Kind.STALLED, Kind.RECOVERED, Kind.AUDIO})
+"""Kinds that move nothing. A root's end is news of the last work here, since it ends at that moment."""
+
+
+def merge(old: Fact, new: Fact) -> Fact:
+    """The join of two facts of one span: commutative, associative and idempotent.
+
+    An ended fact beats an open one, then the newest sign of life wins; audio counts and signs of
+    life take their maximum, and a gap in `who` is filled. A tie between unequal copies (which a
+    span that ends once cannot make) is broken by content, so that order never matters.
+    """
+    if old is new:
+        return old
+    if new.ended is not old.ended:
+        winner, loser = (new, old) if new.ended else (old, new)
+    elif old == new:
+        return old
+    else:
+        winner, loser = (new, old) if _rank(new) > _rank(old) else (old, new)
+    if winner.kind is Kind.AUDIO:
+        winner = _with_audio_of(winner, loser)
+    if winner.seen_ns >= loser.seen_ns and (winner.who is loser.who or loser.who == winner.who):
+        return winner
+    return replace(
+        winner,
+        seen_ns=max(winner.seen_ns, loser.seen_ns),
+        who=winner.who.or_else(loser.who),
+    )
+
+
+def _with_audio_of(winner: Fact, loser: Fact) -> Fact:
+    """Cumulative counts take their maximum: nothing counts twice, and no late chunk is lost."""
+    audio, at_ns = max(winner.audio, loser.audio), max(winner.at_ns, loser.at_ns)
+    if audio == winner.audio and at_ns == winner.at_ns:
+        return winner
+    return replace(winner, audio=audio, at_ns=at_ns)
+
+
+def _rank(fact: Fact) -> tuple[object, ...]:
+    # What is merged by a rule of its own must not decide the winner.
+    if fact.kind is Kind.AUDIO:
+        return (fact.outcome, repr((fact.start_ns, fact.metadata, fact.where)))
+    return (
+        fact.at_ns,
+        fact.outcome,
+        fact.closed,
+        fact.error,
+        repr((fact.start_ns, fact.metadata, fact.end_metadata, fact.where)),
+    )
+
+
+@dataclass(slots=True)
+class History:
+    """One transaction in order. Attempts are ordered by start; ties by span id."""
+
+    root: Fact | None = None
+    audio: Fact | None = None
+    attempts: list[Fact] = field(default_factory=list)
+    latest: dict[tuple[str, str], Fact] = field(default_factory=dict)
+    """The newest attempt of each stage and key: it decides."""
+    queued: list[Fact] = field(default_factory=list)
+    """Queued and not taken by an attempt since."""
+    handed_over: Fact | None = None
+    end: Fact | None = None
+    """The newest told end, with its outcome."""
+    who: Who = NOBODY
+    start_ns: int = 0
+    at_ns: int = 0
+    """Wall clock of the newest fact."""
+    news_ns: int = 0
+    """Monotonic clock of the newest fact that moves something: no late audio, no stall's mark."""
+    audio_seen_ns: int = 0
+
+    @property
+    def last_attempt(self) -> Fact | None:
+        """The attempt that started last, of whatever stage."""
+        return self.attempts[-1] if self.attempts else None
+
+    def reported_success(self, stage: str) -> bool:
+        """Whether a caller reported a success of `stage` (an inferred one does not count)."""
+        return any(
+            a.stage == stage and a.closed and a.outcome == Outcome.SUCCESS for a in self.attempts
+        )
+
+    @property
+    def transcribed(self) -> bool:
+        """Whether a success of transcription was reported."""
+        return self.reported_success(TRANSCRIPTION)
+
+    def standing(self, bad: frozenset[str] = Outcome.BAD) -> list[Fact]:
+        """Newest attempts that went wrong and that nothing has put right, oldest first."""
+        found = [a for a in self.latest.values() if a.outcome in bad]
+        found.sort(key=_order)
+        return found
+
+    @property
+    def failed_end(self) -> Fact | None:
+        """The told end where it failed and no later attempt has put it right."""
+        end = self.end
+        if end is None or end.outcome == Outcome.SUCCESS:
+            return None
+        later_success = any(
+            a.start_ns > end.at_ns and a.outcome in (Outcome.SUCCESS, Outcome.SKIPPED)
+            for a in self.latest.values()
+        )
+        return None if later_success else end
+
+
+def _order(fact: Fact) -> tuple[int, int]:
+    return (fact.start_ns, fact.span_id)
+
+
+def _end_order(fact: Fact) -> tuple[int, int]:
+    return (fact.at_ns, fact.span_id)
+
+
+def history(facts: Iterable[Fact]) -> History:
+    """The history that a set of merged facts (one a span) tells, whatever their order."""
+    h = History()
+    queued: list[Fact] = []
+    ends: list[Fact] = []
+    others: list[Fact] = []
+    for fact in facts:
+        kind = fact.kind
+        if kind is Kind.STAGE:
+            h.attempts.append(fact)
+        elif kind is Kind.TRANSACTION:
+            h.root = fact
+            if fact.ended and fact.outcome in _VERDICTS:
+                ends.append(fact)
+        elif kind is Kind.AUDIO:
+            h.audio = fact if h.audio is None else max(h.audio, fact, key=_order)
+            h.audio_seen_ns = max(h.audio_seen_ns, fact.seen_ns)
+        elif kind is Kind.QUEUED:
+            queued.append(fact)
+        elif kind is Kind.ENDED:
+            ends.append(fact)
+        elif kind is Kind.HANDED_OVER:
+            if h.handed_over is None or _order(fact) > _order(h.handed_over):
+                h.handed_over = fact
+        others.append(fact)
+    h.attempts.sort(key=_order)
+    for attempt in h.attempts:
+        h.latest[attempt.stage, attempt.key] = attempt
+    if ends:
+        h.end = max(ends, key=_end_order)
+    _put_audio_failure_right(h)
+    for wait in sorted(queued, key=_order):
+        if not any(a.stage == wait.stage and a.start_ns >= wait.start_ns for a in h.attempts):
+            h.queued.append(wait)
+    _times(h, others)
+    return h
+
+
+def _put_audio_failure_right(h: History) -> None:
+    """Audio that came after a reported failure of audio is the attempt that put it right."""
+    failure = h.latest.get((AUDIO, ""))
+    if failure is not None and h.audio is not None and h.audio.seen_ns > failure.seen_ns:
+        del h.latest[AUDIO, ""]
+
+
+def _times(h: History, facts: list[Fact]) -> None:
+    if not facts:
+        return
+    h.start_ns = h.root.start_ns if h.root is not None else min(f.start_ns for f in facts)
+    who = h.who = facts[0].who if h.root is None else h.root.who
+    for fact in facts:
+        h.at_ns = max(h.at_ns, fact.at_ns)
+        if fact.kind not in _NO_NEWS:
+            h.news_ns = max(h.news_ns, fact.seen_ns)
+    if any(fact.who is not who for fact in facts):
+        h.who = NOBODY if h.root is None else h.root.who
+        for fact in sorted(facts, key=_order):
+            h.who = h.who.or_else(fact.who)

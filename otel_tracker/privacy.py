@@ -1,0 +1,319 @@
+"""What may leave the process, and how it is cleaned (pure).
+
+Two steps. `plain` makes any value plain data of bounded size, for the process's own memory and
+dumps. `attributes` makes of plain data what a span may carry: numbers and booleans as they are,
+strings scrubbed and cut, nothing under a sensitive name. Free text can hold what no scrubber knows
+(a name in an error message): ``OTEL_TRACKER_EXPORT_TEXT=false`` keeps all of it in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Any, Final
+from uuid import UUID
+
+AttributeValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
+
+MAX_EXPORTED_TEXT: Final = 256
+"""Longest string that leaves, in characters."""
+MAX_EXPORTED_KEYS: Final = 64
+"""Most metadata keys on one span: the SDK drops the oldest attributes beyond 128, ours first."""
+MAX_KEY: Final = 64
+MAX_KEPT_TEXT: Final = 8_192
+"""Longest string that is kept in the process, in characters."""
+MAX_KEPT_ITEMS: Final = 100
+MAX_KEPT_DEPTH: Final = 5
+_MAX_INT: Final = 1 << 63  # OTLP carries 64-bit integers
+
+SENSITIVE_KEYS: Final = frozenset(
+    """
+    access_token api_key apikey auth authorization bearer client_secret completion completions
+    content cookie cookies credential credentials email e_mail email_address full_conversation
+    full_name input llm_response memory memory_text memories message messages mail name output
+    passphrase passwd password phone phone_number private_key prompt prompts prompt_used
+    extraction_prompt refresh_token response secret segment segments session_token summary text
+    token tokens transcript transcript_text transcription transcripts user_email user_name username
+    """.split()
+)
+"""Metadata under exactly these names (in lower case) stays in the process."""
+
+_SCRUB: Final = re.compile(
+    r"""
+      (?P<email>[A-Za-z0-9._%+\-']{1,64}@[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63}){1,8})
+    | (?P<userinfo>(?<=://)[^\s/@]{1,256}@)
+    | (?P<jwt>\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{4,}(?:\.[A-Za-z0-9_\-]*)?)
+    | (?P<known>\b(?:sk|pk|rk|ghp|gho|ghu|ghs|ghr|github_pat|glpat|xox[abprs]|AKIA|ASIA|AIza|hf|dg)
+        [_\-]?[A-Za-z0-9_\-]{14,})
+    | (?P<scheme>\b(?:bearer|basic|token)\s+)(?P<after_scheme>[A-Za-z0-9+/=._~\-]{8,})
+    | (?P<pair>["']?\b[A-Za-z_\-]{0,32}(?:password|passwd|passphrase|pwd|secret|token|api[_\-]?key
+        |apikey|authorization|access[_\-]?key|private[_\-]?key|credential)s?["']?\s{0,3}[=:]\s{0,3})
+        (?P<after_pair>"[^"]*"|'[^']*'|(?:(?:bearer|basic)\s+)?[^\s,;&"']+)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_REDACTED: Final = "[redacted]"
+_LOOKS_LIKE_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+
+_RESERVED_PREFIXES: Final = (
+    "otel_tracker.",
+    "otel.",
+    "user.",
+    "gen_ai.",  # turns Jaeger's page into its GenAI view, which hides errors
+    "service.",
+    "exception.",
+)
+_RESERVED_KEYS: Final = frozenset({"error", "error.type", "span.kind", "internal.span.format"})
+
+
+# --- plain data -----------------------------------------------------------------------------------
+
+
+def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
+    """Metadata as plain data: str keys; None, bool, int, float, str, lists and dicts of them."""
+    result: dict[str, Any] = {}
+    for key, value in metadata.items():
+        kind = type(value)
+        if type(key) is str and (
+            kind is int or kind is bool or kind is float or (kind is str and len(value) <= 64)
+        ):
+            result[key] = value if kind is not str else _clean_text(value)
+        else:
+            if len(result) >= MAX_KEPT_ITEMS:
+                result["…"] = f"{len(metadata) - MAX_KEPT_ITEMS} more"
+                break
+            result[_plain_key(key)] = plain(value)
+    return result
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """Any value as plain data of bounded size. Calls no method of a foreign object.
+
+    What has no plain form becomes its class's name in angle brackets: a `repr` may raise, run long
+    or tell secrets.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value, depth + 1) if depth < MAX_KEPT_DEPTH else value.name
+    if isinstance(value, int):
+        return int(value) if -_MAX_INT <= value < _MAX_INT else _big_int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else repr(float(value))
+    if isinstance(value, str):
+        return _clean_text(str.__str__(value)[: MAX_KEPT_TEXT + 1], MAX_KEPT_TEXT)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{type(value).__name__} of {len(value)} bytes>"
+    if type(value) in (datetime, date, time):
+        return value.isoformat()
+    if type(value) in (UUID, Decimal, timedelta) or isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, BaseException):
+        return exception_text(value)
+    if depth >= MAX_KEPT_DEPTH:
+        return f"<{type(value).__name__}>"
+    if isinstance(value, dict):
+        return _plain_dict(value, depth)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [plain(item, depth + 1) for item, _ in zip(value, range(MAX_KEPT_ITEMS))]
+        return items if len(value) <= MAX_KEPT_ITEMS else [*items, f"<{len(value)} items in all>"]
+    return f"<{type(value).__name__}>"
+
+
+def _plain_dict(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+    result = {}
+    for key, item in value.items():
+        if len(result) >= MAX_KEPT_ITEMS:
+            result["…"] = f"{len(value) - MAX_KEPT_ITEMS} more"
+            break
+        result[_plain_key(key)] = plain(item, depth + 1)
+    return result
+
+
+def _plain_key(key: Any) -> str:
+    if isinstance(key, str):
+        return _clean_text(str.__str__(key), MAX_KEY)
+    if key is None or isinstance(key, bool | int | float):
+        return str(key)[:MAX_KEY]
+    return f"<{type(key).__name__}>"
+
+
+def _big_int(value: int) -> str:
+    # str() of a huge int is slow, and an error beyond 4,300 digits.
+    return str(int(value)) if value.bit_length() <= 256 else f"<int of {value.bit_length()} bits>"
+
+
+def _clean_text(text: str, limit: int = MAX_KEPT_TEXT) -> str:
+    """`text` cut at `limit`, without lone surrogates: those cannot be encoded at export."""
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def text_of(value: object, limit: int = MAX_KEPT_TEXT) -> str:
+    """A message or an id as text, whatever the caller gave; empty for None."""
+    if value is None:
+        return ""
+    made = plain(value)
+    return _clean_text(made if isinstance(made, str) else str(made), limit)
+
+
+def id_text(value: object) -> str:
+    """An id as text: a user's may be an ObjectId, a UUID or a number. Empty for None."""
+    if isinstance(value, str):
+        return _clean_text(str.__str__(value), MAX_EXPORTED_TEXT)
+    if value is None:
+        return ""
+    try:
+        return _clean_text(str(value), MAX_EXPORTED_TEXT)
+    except Exception:  # its own __str__ raised: the id is lost, the transaction is not
+        return f"<{type(value).__name__}>"
+
+
+def exception_text(error: BaseException) -> str:
+    """``str(error)``, or the class's name where that is empty or raises."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return _clean_text(text, MAX_KEPT_TEXT) or type(error).__name__
+
+
+def error_type_of(error: BaseException) -> str:
+    """The value of ``error.type`` for an exception: its qualified class name (semantic conventions)."""
+    kind = type(error)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+# --- what leaves ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Privacy:
+    """The rules of one tracker.
+
+    Args:
+        export_text: False keeps all free text in the process: messages, string metadata, stacks.
+        sensitive_keys: names whose values stay in, in lower case.
+        hash_key: keys the hash of user ids that look like e-mail addresses, so that nobody can try
+            addresses against it.
+    """
+
+    export_text: bool = True
+    sensitive_keys: frozenset[str] = SENSITIVE_KEYS
+    hash_key: str = ""
+
+    def attributes(self, metadata: Mapping[str, Any]) -> dict[str, AttributeValue]:
+        """Plain metadata as span attributes: cleaned, and without what must not leave."""
+        result: dict[str, AttributeValue] = {}
+        for key, value in metadata.items():
+            is_number = isinstance(value, bool | int | float)
+            if value is None or (not is_number and key.lower() in self.sensitive_keys):
+                continue
+            cleaned = value if is_number else self._value(value)
+            if cleaned is not None:
+                if len(result) >= MAX_EXPORTED_KEYS:
+                    break
+                result[attribute_key(key)] = cleaned
+        return result
+
+    def message(self, text: str) -> str:
+        """An error message as it may leave."""
+        return scrub(text) if self.export_text else ""
+
+    def identifier(self, text: str) -> str:
+        """A client's, conversation's or recording's id as it may leave."""
+        return scrub(text)
+
+    def user(self, user_id: str) -> tuple[str, str]:
+        """The attribute and value for a user id: ``user.id``, or ``user.hash`` for an e-mail."""
+        if _LOOKS_LIKE_EMAIL.search(user_id):
+            digest = hashlib.blake2b(
+                user_id.strip().lower().encode(), key=self.hash_key.encode()[:64], digest_size=16
+            )
+            return "user.hash", digest.hexdigest()
+        return "user.id", scrub(user_id)
+
+    def _value(self, value: Any) -> AttributeValue | None:
+        if isinstance(value, str):
+            return scrub(value) if self.export_text else None
+        if isinstance(value, list) and value:
+            for kind in (bool, int, float):
+                if all(type(item) is kind for item in value):
+                    return value
+            if not self.export_text:
+                return None
+            if all(isinstance(item, str) for item in value):
+                return [scrub(item) for item in value]
+        if not self.export_text or not value:
+            return None
+        return scrub(json.dumps(self._without_sensitive(value), ensure_ascii=False))
+
+    def _without_sensitive(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: self._without_sensitive(item)
+                for key, item in value.items()
+                if isinstance(item, bool | int | float) or key.lower() not in self.sensitive_keys
+            }
+        if isinstance(value, list):
+            return [self._without_sensitive(item) for item in value]
+        return value
+
+
+def with_extra_keys(keys: Iterable[str]) -> frozenset[str]:
+    """The sensitive names and the user's own."""
+    return SENSITIVE_KEYS | {key.strip().lower() for key in keys if key.strip()}
+
+
+@lru_cache(maxsize=1024)
+def attribute_key(key: str) -> str:
+    """The attribute for a metadata name: itself, unless that name means something else."""
+    if key in _RESERVED_KEYS or key.startswith(_RESERVED_PREFIXES) or not key:
+        return f"otel_tracker.metadata.{key}"
+    return key
+
+
+def scrub(text: str) -> str:
+    """`text` without e-mail addresses and credentials, cut at 256 characters."""
+    if len(text) <= MAX_EXPORTED_TEXT:
+        return _scrub_short(text)
+    # Scrub before the cut, so that no half of a secret is left at its end; bounded all the same.
+    return _cut(_scrub_text(text[: 4 * MAX_EXPORTED_TEXT]), MAX_EXPORTED_TEXT)
+
+
+@lru_cache(maxsize=4096)
+def _scrub_short(text: str) -> str:
+    return _cut(_scrub_text(text), MAX_EXPORTED_TEXT)
+
+
+def _scrub_text(text: str) -> str:
+    return _SCRUB.sub(_replacement, text)
+
+
+def _replacement(match: re.Match[str]) -> str:
+    if match["email"]:
+        return "[email]"
+    if match["userinfo"]:
+        return f"{_REDACTED}@"
+    kept = match["scheme"] or match["pair"] or ""
+    return f"{kept}{_REDACTED}"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

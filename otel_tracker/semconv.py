@@ -1,0 +1,197 @@
+"""Span names and attribute keys, and how a span with them reads as a fact.
+
+Names follow OpenTelemetry's semantic conventions where they have one (``user.id``, ``user.hash``,
+``error.type``); everything else is prefixed ``otel_tracker.``. Any span that carries these
+attributes feeds the fold, whoever made it: `read_fact` is the one reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .model import (
+    AUDIO,
+    EMPTY,
+    NO_AUDIO,
+    AudioCount,
+    Fact,
+    Kind,
+    Outcome,
+    Who,
+)
+
+SCOPE: Final = "otel_tracker"
+"""The instrumentation scope's name."""
+
+KIND: Final = "otel_tracker.kind"
+PIPELINE: Final = "otel_tracker.pipeline"
+TRANSACTION_ID: Final = "otel_tracker.transaction.id"
+CLIENT_ID: Final = "otel_tracker.client.id"
+CONVERSATION_ID: Final = "otel_tracker.conversation.id"
+AUDIO_UUID: Final = "otel_tracker.audio.uuid"
+OUTCOME: Final = "otel_tracker.outcome"
+STAGE: Final = "otel_tracker.stage"
+STAGE_KEY: Final = "otel_tracker.stage.key"
+STAGE_ATTEMPT: Final = "otel_tracker.stage.attempt"
+STAGE_OUTCOME: Final = "otel_tracker.stage.outcome"
+STAGE_INFERRED: Final = "otel_tracker.stage.inferred"
+STAGE_MARK: Final = "otel_tracker.stage.mark"
+SKIP_REASON: Final = "otel_tracker.stage.skip_reason"
+AUDIO_CHUNKS: Final = "otel_tracker.audio.chunks"
+AUDIO_BYTES: Final = "otel_tracker.audio.bytes"
+AUDIO_LAST_SIZE: Final = "otel_tracker.audio.last_chunk_size"
+USER_ID: Final = "user.id"
+USER_HASH: Final = "user.hash"
+ERROR_TYPE: Final = "error.type"
+HTTP_ROUTE: Final = "http.route"
+
+OTHER_ERROR: Final = "_OTHER"
+"""The conventions' value of ``error.type`` where no class is known."""
+
+STACK_EVENT: Final = "stack"
+STACK: Final = "code.stacktrace"
+
+STALLED: Final = "stalled"
+
+
+def name_of_wait(stage: str) -> str:
+    """The span of a wait in a queue."""
+    return f"{stage} queued"
+
+
+def name_of_skip(stage: str) -> str:
+    """The span of an attempt that found nothing to do."""
+    return f"{stage} skipped"
+
+
+def name_of_stall(stage: str) -> str:
+    """The span that tells a stall while the stage is open."""
+    return f"{stage} stalled"
+
+
+def name_of_recovery(stage: str) -> str:
+    """The mark of progress after a told stall."""
+    return f"{stage} recovered"
+
+
+def name_of_end(outcome: str) -> str:
+    """The mark of an end that was told where the root was not open."""
+    return f"ended {outcome}"
+
+
+def is_ours(attributes: Mapping[str, Any] | None) -> bool:
+    """Whether a span carries the project's attributes."""
+    return bool(attributes) and any(
+        key in attributes for key in (KIND, STAGE, TRANSACTION_ID, PIPELINE)
+    )
+
+
+def read_fact(
+    attributes: Mapping[str, Any],
+    *,
+    trace_id: int,
+    span_id: int,
+    parent_id: int,
+    start_ns: int,
+    end_ns: int | None,
+    seen_ns: int,
+    error: str = "",
+    failed: bool = False,
+) -> Fact | None:
+    """The fact that a span tells, or None where it carries none of our attributes.
+
+    Args:
+        attributes: the span's, as OTLP or the SDK gives them; values of wrong types are ignored.
+        trace_id: 128 bits.
+        span_id: 64 bits.
+        parent_id: 64 bits, 0 for a root.
+        start_ns: wall clock.
+        end_ns: wall clock; None while the span is open.
+        seen_ns: the newest of its moments on this process's monotonic clock.
+        error: the description of its status.
+        failed: whether its status is ERROR; decides where the span tells no outcome.
+    """
+    if not is_ours(attributes):
+        return None
+    kind = _kind(attributes, parent_id)
+    stage = _text(attributes, STAGE) or (AUDIO if kind is Kind.AUDIO else "")
+    is_end = kind in (Kind.TRANSACTION, Kind.ENDED)
+    if not (is_end or stage or kind is Kind.DETAIL):
+        return None
+    ended = end_ns is not None
+    outcome = _text(attributes, OUTCOME if is_end else STAGE_OUTCOME)
+    if outcome not in Outcome.ALL:
+        outcome = ""
+    if ended and not outcome and not is_end:
+        outcome = Outcome.FAILURE if failed else Outcome.SUCCESS
+    return Fact(
+        trace_id=trace_id,
+        span_id=span_id,
+        kind=kind,
+        start_ns=start_ns,
+        at_ns=start_ns if end_ns is None else end_ns,
+        seen_ns=seen_ns,
+        ended=ended,
+        who=_who(attributes),
+        stage=stage,
+        key=_text(attributes, STAGE_KEY),
+        outcome=outcome if ended else "",
+        error=error if ended else "",
+        error_type=_text(attributes, ERROR_TYPE) if ended else "",
+        opened=kind is Kind.STAGE and attributes.get(STAGE_MARK) is not True,
+        closed=ended and _is_reported(kind, outcome, attributes),
+        reported_failure=ended and outcome == Outcome.FAILURE,
+        parent_id=parent_id,
+        audio=_audio(attributes) if kind is Kind.AUDIO else NO_AUDIO,
+        metadata=EMPTY,
+    )
+
+
+def _kind(attributes: Mapping[str, Any], parent_id: int) -> Kind:
+    try:
+        return Kind(attributes.get(KIND))
+    except ValueError:
+        pass  # another language's span need not say it
+    if STAGE in attributes:
+        return Kind.STAGE
+    if parent_id == 0:
+        return Kind.TRANSACTION
+    return Kind.ENDED if OUTCOME in attributes else Kind.DETAIL
+
+
+def _is_reported(kind: Kind, outcome: str, attributes: Mapping[str, Any]) -> bool:
+    if kind is Kind.ENDED:
+        return True
+    if kind is Kind.TRANSACTION:
+        return False
+    unreported = (Outcome.ABANDONED, Outcome.INTERRUPTED)
+    return attributes.get(STAGE_INFERRED) is not True and outcome not in unreported
+
+
+def _who(attributes: Mapping[str, Any]) -> Who:
+    return Who(
+        user_id=_text(attributes, USER_ID) or _text(attributes, USER_HASH),
+        client_id=_text(attributes, CLIENT_ID),
+        conversation_id=_text(attributes, CONVERSATION_ID),
+        audio_uuid=_text(attributes, AUDIO_UUID),
+        pipeline=_text(attributes, PIPELINE),
+    )
+
+
+def _audio(attributes: Mapping[str, Any]) -> AudioCount:
+    return AudioCount(
+        _number(attributes, AUDIO_CHUNKS),
+        _number(attributes, AUDIO_BYTES),
+        _number(attributes, AUDIO_LAST_SIZE),
+    )
+
+
+def _text(attributes: Mapping[str, Any], key: str) -> str:
+    value = attributes.get(key)
+    return value[:256] if isinstance(value, str) else ""
+
+
+def _number(attributes: Mapping[str, Any], key: str) -> int:
+    value = attributes.get(key)
+    return value if type(value) is int and 0 <= value < 1 << 53 else 0

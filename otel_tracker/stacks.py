@@ -1,0 +1,92 @@
+"""Who works on a stage, and where it hangs: the thread or task at a stage's start, and its stack."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+import traceback
+import weakref
+from types import FrameType
+from typing import Any, Final, NamedTuple
+
+MAX_STACK: Final = 4_000
+"""Longest stack that is shown, in characters; the innermost frames are kept."""
+_MAX_FRAMES: Final = 40
+
+_host = socket.gethostname()
+_local = threading.local()
+
+
+def _forget_where() -> None:
+    global _local
+    _local = threading.local()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_where)
+
+
+class Worker(NamedTuple):
+    """The thread, and the asyncio task where there is one, that opened a stage."""
+
+    thread_id: int
+    task: weakref.ref[asyncio.Task[Any]] | None
+    name: str
+    """Host, process and thread, for people."""
+
+    @classmethod
+    def current(cls) -> Worker:
+        """Whoever calls this."""
+        task = None
+        if asyncio._get_running_loop() is not None:  # public, and cheap where there is no loop
+            current = asyncio.current_task()
+            task = None if current is None else weakref.ref(current)
+        return cls(threading.get_ident(), task, cls.where())
+
+    @staticmethod
+    def where() -> str:
+        """Host, process and thread of the caller."""
+        known: str | None = getattr(_local, "where", None)
+        if known is None:
+            thread = threading.current_thread().name
+            known = _local.where = f"{_host}/{os.getpid()}/{thread}"
+        return known
+
+    def stack(self) -> str:
+        """Where it is at this moment, the innermost call last; empty if it is gone."""
+        if self.task is not None:
+            task = self.task()
+            return "" if task is None or task.done() else _await_chain(task)
+        frame = sys._current_frames().get(self.thread_id)  # documented for just this
+        return "" if frame is None else _text(traceback.extract_stack(frame, limit=-_MAX_FRAMES))
+
+
+def _await_chain(task: asyncio.Task[Any]) -> str:
+    frames = []
+    awaiting: Any = task.get_coro()
+    while awaiting is not None and len(frames) < _MAX_FRAMES:
+        frame: FrameType | None = None
+        for prefix in ("cr", "gi", "ag"):
+            frame = frame or getattr(awaiting, f"{prefix}_frame", None)
+        if frame is not None:
+            code = frame.f_code
+            frames.append(
+                traceback.FrameSummary(
+                    code.co_filename, frame.f_lineno, code.co_name, lookup_line=False
+                )
+            )
+        for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+            following = getattr(awaiting, name, None)
+            if following is not None:
+                break
+        awaiting = following
+    return _text(traceback.StackSummary.from_list(frames))
+
+
+def _text(frames: traceback.StackSummary) -> str:
+    """File, line and function of each frame. No values, and no source lines: they may hold secrets."""
+    lines = [f"{f.filename}:{f.lineno} in {f.name}" for f in frames]
+    return "\n".join(lines)[-MAX_STACK:]

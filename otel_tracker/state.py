@@ -1,0 +1,567 @@
+"""The fold: facts in, transactions and tallies out. Bounded in everything.
+
+Knows no OpenTelemetry, lock or clock: time comes in with each call. `apply` only merges a fact into
+its transaction; `advance` judges what changed or came due, and keeps every figure by the difference
+between old and new verdict. So a read costs what changed since the last one, never the history.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import islice
+from typing import Final
+
+from . import issues
+from .history import History, history, merge
+from .ids import format_id
+from .issues import Found, IssueLog
+from .model import (
+    AUDIO_PIPELINE,
+    MEMORY,
+    MEMORY_SESSION,
+    NO_PIPELINE,
+    NOBODY,
+    TRANSCRIPTION,
+    Fact,
+    Kind,
+    Outcome,
+    Pipeline,
+    SocketFact,
+    TransactionStatus,
+    Who,
+)
+from .stalls import Patience
+from .verdict import CARRY_ON_NS, FOREVER_NS, Verdict, judge
+
+_FINISHED: Final = frozenset({TransactionStatus.COMPLETED, TransactionStatus.FAILED})
+_DURATIONS: Final = 500  # newest durations kept for each stage's percentiles
+_PEERS: Final = 100  # newest transactions of a client or recording that are looked at
+_ATTEMPTS: Final = frozenset({Kind.STAGE, Kind.AUDIO})
+_NEWS: Final = 10_000  # changes that wait for the sweeper
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is kept. What goes beyond is let go: counted, and visible under ``health``."""
+
+    finished: int = 100
+    open: int = 10_000
+    issues: int = 50
+    facts_of_one: int = 200
+    """Spans of one transaction."""
+    let_go_ids: int = 10_000
+    """Ids whose later facts are known to come too late."""
+    users: int = 10_000
+    sockets: int = 10_000
+    stages: int = 100
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One transaction that is kept."""
+
+    trace_id: int
+    facts: dict[int, Fact] = field(default_factory=dict)
+    who: Who = NOBODY
+    created_ns: int = 0
+    history: History = field(default_factory=History)
+    verdict: Verdict = field(default_factory=lambda: Verdict(TransactionStatus.IN_PROGRESS, None))
+    found: dict[str, Found] = field(default_factory=dict)
+    """Its issues by pattern, the resolved ones included."""
+    noticed: dict[str, Found] = field(default_factory=dict)
+    """Issues of silence that were noticed once: they stay, resolved, when the silence is over."""
+    told: dict[int, Fact] = field(default_factory=dict)
+    """Attempts whose stall is news already, by span id."""
+    attempted: bool = False
+    """Some stage was attempted; until then it is audio alone, or nothing."""
+    carried_on: bool = False
+    """Audio alone, and another transaction of its recording did the work."""
+    woke_peers: bool = False
+    dropped_facts: int = 0
+
+    @property
+    def transaction_id(self) -> str:
+        """The trace id written as a UUID."""
+        return format_id(self.trace_id)
+
+
+@dataclass(slots=True)
+class StageTally:
+    """What became of the attempts at one stage, over all transactions ever."""
+
+    running: int = 0
+    done: int = 0
+    """Reported successes."""
+    inferred: int = 0
+    """Successes that nobody reported: a later stage had begun."""
+    failed: int = 0
+    skipped: int = 0
+    last_success_ns: int = 0
+    durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=_DURATIONS))
+    """Seconds that successful attempts took, the newest last."""
+
+
+class Dropped(Enum):
+    """What was let go or refused, by reason: the keys of ``health.dropped``."""
+
+    LATE_FACTS = "late_facts"
+    FACTS_OF_ONE = "facts_over_the_limit_of_one_transaction"
+    FINISHED = "finished_transactions"
+    OPEN = "open_transactions"
+    USERS = "users"
+    SOCKETS = "sockets"
+    STAGES = "stage_names"
+    NEWS = "changes_not_told"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusChange:
+    """News: a transaction's status changed."""
+
+    trace_id: int
+    who: Who
+    old: TransactionStatus | None
+    verdict: Verdict
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class IssueFound:
+    """News: a transaction has an issue that it did not have."""
+
+    trace_id: int
+    who: Who
+    found: Found
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """News: an open attempt has been silent too long (`recovered`: it is heard of again)."""
+
+    trace_id: int
+    attempt: Fact
+    text: str
+    recovered: bool = False
+
+
+News = StatusChange | IssueFound | Stalled
+
+
+class State:
+    """All transactions, tallies, sockets and users of one process or one service.
+
+    Args:
+        limits: how much is kept.
+        patience: how long silence is normal.
+        pipelines: declared pipelines by name; spans of others are welcome and declare no stages.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+        pipelines: Mapping[str, Pipeline] | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.patience = patience or Patience()
+        self.pipelines: dict[str, Pipeline] = {
+            p.name: p for p in (AUDIO_PIPELINE, MEMORY_SESSION, NO_PIPELINE)
+        }
+        self.pipelines.update(pipelines or {})
+        self.transactions: OrderedDict[int, Tracked] = OrderedDict()
+        """By trace id, in order of arrival."""
+        self.by_status: dict[TransactionStatus, OrderedDict[int, None]] = {
+            status: OrderedDict() for status in TransactionStatus
+        }
+        self.waiting: OrderedDict[int, None] = OrderedDict()
+        """Queued or handed over, longest first."""
+        self.let_go: Counter[TransactionStatus] = Counter()
+        """Transactions no longer kept, by the status they are counted with."""
+        self.issues = IssueLog(self.limits.issues)
+        self.stages: dict[str, StageTally] = {}
+        self.audio_chunks = 0
+        self.transcriptions = 0
+        self.memories = 0
+        self.last_activity_ns = 0
+        self.last_success_ns = 0
+        self.dropped: Counter[Dropped] = Counter()
+        self.sockets: OrderedDict[tuple[str, str], int] = OrderedDict()
+        """Open connections by client and user."""
+        self.users: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Last activity (wall, monotonic) by user, the newest last."""
+        self.news: deque[News] = deque()
+        self._finished: OrderedDict[int, None] = OrderedDict()
+        self._let_go_ids: OrderedDict[int, None] = OrderedDict()
+        self._only_audio: OrderedDict[int, None] = OrderedDict()
+        self._by_client: dict[str, OrderedDict[int, None]] = {}
+        self._by_recording: dict[str, OrderedDict[int, None]] = {}
+        self._dirty: dict[int, None] = {}
+        self._due: list[tuple[int, int]] = []
+
+    # --- facts in -------------------------------------------------------------------------------
+
+    def apply(self, fact: Fact) -> None:
+        """Merges one fact. Duplicates change nothing; order does not matter."""
+        tx = self.transactions.get(fact.trace_id)
+        if tx is None:
+            if fact.trace_id in self._let_go_ids:
+                self.dropped[Dropped.LATE_FACTS] += 1
+                return
+            tx = self.transactions[fact.trace_id] = Tracked(fact.trace_id)
+            self.by_status[TransactionStatus.IN_PROGRESS][fact.trace_id] = None
+            self._tell(StatusChange(fact.trace_id, fact.who, None, tx.verdict, fact.seen_ns))
+        old = tx.facts.get(fact.span_id)
+        if old is None:
+            if len(tx.facts) >= self.limits.facts_of_one and not self._make_room(tx):
+                tx.dropped_facts += 1
+                self.dropped[Dropped.FACTS_OF_ONE] += 1
+                return
+            merged = fact
+        else:
+            merged = merge(old, fact)
+            if merged is old:
+                return
+        tx.facts[fact.span_id] = merged
+        if fact.kind is Kind.STAGE:
+            if not tx.attempted:
+                tx.attempted = True
+                self._only_audio.pop(fact.trace_id, None)
+        elif fact.kind is Kind.AUDIO and not tx.attempted:
+            self._only_audio[fact.trace_id] = None
+        self._dirty[fact.trace_id] = None
+        self._tally(old, merged)
+        if merged.at_ns > self.last_activity_ns:
+            self.last_activity_ns = merged.at_ns
+        if merged.who is not tx.who:
+            self._index(tx, merged.who)
+        if merged.who.user_id:
+            self._user_seen(merged.who.user_id, merged.at_ns, merged.seen_ns)
+
+    def apply_socket(self, fact: SocketFact) -> None:
+        """Counts one websocket; a close without its open changes nothing."""
+        key = (fact.client_id, fact.user_id)
+        if fact.opened:
+            self.sockets[key] = self.sockets.get(key, 0) + 1
+            if fact.user_id:
+                self._user_seen(fact.user_id, fact.at_ns, fact.seen_ns)
+            if len(self.sockets) > self.limits.sockets:
+                self.sockets.popitem(last=False)
+                self.dropped[Dropped.SOCKETS] += 1
+        else:
+            # The caller names the client alone: its newest connection is the one that closed.
+            key = next((k for k in reversed(self.sockets) if k[0] == fact.client_id), key)
+            left = self.sockets.get(key, 0) - 1
+            if left > 0:
+                self.sockets[key] = left
+            else:
+                self.sockets.pop(key, None)
+        if fact.at_ns > self.last_activity_ns:
+            self.last_activity_ns = fact.at_ns
+        for trace_id in self._newest(self._by_client.get(fact.client_id)):
+            self._dirty[trace_id] = None
+
+    def open_sockets(self, client_id: str) -> int:
+        """How many connections of this client are open."""
+        return sum(count for (client, _), count in self.sockets.items() if client == client_id)
+
+    def add_pipeline(self, pipeline: Pipeline) -> None:
+        """Declares a pipeline: its transactions are judged by its stages and limits."""
+        self.pipelines[pipeline.name] = pipeline
+
+    def set_patience(self, patience: Patience) -> None:
+        """Changes the limits; what is open is judged anew."""
+        self.patience = patience
+        self._dirty.update(dict.fromkeys(self.transactions))
+
+    # --- judging --------------------------------------------------------------------------------
+
+    def advance(self, now_ns: int, wall_ns: int) -> None:
+        """Judges what changed and what came due by now (monotonic; `wall_ns` dates new issues)."""
+        while self._due and self._due[0][0] <= now_ns:
+            _, trace_id = heapq.heappop(self._due)
+            self._dirty[trace_id] = None
+        while self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            for trace_id in dirty:
+                tx = self.transactions.get(trace_id)
+                if tx is not None:
+                    self._judge(tx, now_ns, wall_ns)
+        self._let_go_beyond_limits()
+
+    def pipeline_of(self, tx: Tracked) -> Pipeline:
+        """The pipeline that this transaction runs, as far as it was declared here."""
+        return self.pipelines.get(tx.who.pipeline or AUDIO_PIPELINE.name, NO_PIPELINE)
+
+    def _judge(self, tx: Tracked, now_ns: int, wall_ns: int) -> None:
+        old = tx.verdict
+        h = tx.history = history(tx.facts.values())
+        tx.who = h.who
+        tx.created_ns = h.start_ns
+        if not tx.attempted and not tx.carried_on:
+            tx.carried_on = self._is_carried_on(tx)
+        verdict = tx.verdict = judge(
+            h,
+            self.pipeline_of(tx),
+            self.patience,
+            now_ns,
+            tx.transaction_id,
+            socket_open=bool(h.who.client_id) and self.open_sockets(h.who.client_id) > 0,
+            carried_on=tx.carried_on,
+        )
+        if tx.attempted and not tx.woke_peers:
+            tx.woke_peers = True
+            self._wake_audio_peers(tx)
+        if verdict.next_ns is not None:
+            heapq.heappush(self._due, (verdict.next_ns, tx.trace_id))
+            if len(self._due) > 4 * len(self.transactions) + 1000:
+                self._rebuild_due()
+        if verdict.status is not old.status:
+            del self.by_status[old.status][tx.trace_id]
+            self.by_status[verdict.status][tx.trace_id] = None
+            if verdict.status is TransactionStatus.COMPLETED:
+                self.last_success_ns = max(self.last_success_ns, h.at_ns)
+            since_ns = max(0, now_ns - verdict.since_ns)
+            self._tell(StatusChange(tx.trace_id, tx.who, old.status, verdict, since_ns))
+        if verdict.status in _FINISHED:
+            self._finished.setdefault(tx.trace_id, None)
+        else:
+            self._finished.pop(tx.trace_id, None)
+        if verdict.waiting or verdict.elsewhere:
+            self.waiting.setdefault(tx.trace_id, None)
+        else:
+            self.waiting.pop(tx.trace_id, None)
+        self._note_issues(tx, wall_ns)
+        self._note_stalls(tx)
+
+    def _note_issues(self, tx: Tracked, wall_ns: int) -> None:
+        current = tx.verdict.found
+        found = issues.past_failures(tx.history)
+        if current is not None:
+            if current.at_ns == 0:
+                known = tx.found.get(issues.pattern_of(current.text))
+                if known is None or known.resolved:
+                    tx.noticed[current.text] = current._replace(at_ns=wall_ns)
+                current = tx.noticed.setdefault(current.text, current._replace(at_ns=wall_ns))
+            found.append(current)
+        for text, noticed in tx.noticed.items():
+            if current is None or text != current.text:
+                found.append(noticed._replace(resolved=True))
+        by_pattern = issues.newest_by_pattern(found)
+        for pattern, was in tx.found.items():
+            # Facts that came late may show that an issue never was one.
+            by_pattern.setdefault(pattern, was._replace(resolved=True))
+        if by_pattern == tx.found:
+            return
+        for pattern, issue in by_pattern.items():
+            known = tx.found.get(pattern)
+            if known is None:
+                self.issues.add(tx.trace_id, tx.who.user_id, pattern, issue)
+                self._tell(IssueFound(tx.trace_id, tx.who, issue))
+            elif known != issue:
+                self.issues.change(tx.trace_id, tx.who.user_id, pattern, known, issue)
+                if known.resolved and not issue.resolved:
+                    self._tell(IssueFound(tx.trace_id, tx.who, issue))
+        tx.found = by_pattern
+
+    def _note_stalls(self, tx: Tracked) -> None:
+        stalled = {a.span_id: a for a in tx.verdict.stalled}
+        if stalled.keys() == tx.told.keys():
+            return
+        for span_id in stalled.keys() - tx.told.keys():
+            text = tx.verdict.found.text if tx.verdict.found is not None else ""
+            self._tell(Stalled(tx.trace_id, stalled[span_id], text))
+        for span_id in tx.told.keys() - stalled.keys():
+            now = tx.facts.get(span_id, tx.told[span_id])
+            if now.seen_ns > tx.told[span_id].seen_ns:
+                self._tell(Stalled(tx.trace_id, now, "", recovered=True))
+        tx.told = stalled
+
+    def _tell(self, news: News) -> None:
+        if len(self.news) >= _NEWS:
+            self.news.popleft()
+            self.dropped[Dropped.NEWS] += 1
+        self.news.append(news)
+
+    def _rebuild_due(self) -> None:
+        self._due = [
+            (tx.verdict.next_ns, trace_id)
+            for trace_id, tx in self.transactions.items()
+            if tx.verdict.next_ns is not None
+        ]
+        heapq.heapify(self._due)
+
+    # --- recordings: transactions of one conversation ---------------------------------------------
+
+    def _index(self, tx: Tracked, who: Who) -> None:
+        known, tx.who = tx.who, tx.who.or_else(who)
+        if known == tx.who:
+            return
+        if tx.who.client_id:
+            self._by_client.setdefault(tx.who.client_id, OrderedDict())[tx.trace_id] = None
+        for recording in (tx.who.conversation_id, tx.who.audio_uuid):
+            if recording:
+                self._by_recording.setdefault(recording, OrderedDict())[tx.trace_id] = None
+
+    def peers(self, tx: Tracked) -> Iterator[Tracked]:
+        """Kept transactions of the same recording, or without ids of the same client."""
+        for recording in (tx.who.conversation_id, tx.who.audio_uuid):
+            for trace_id in self._newest(self._by_recording.get(recording)):
+                if trace_id != tx.trace_id:
+                    yield self.transactions[trace_id]
+        for trace_id in self._newest(self._by_client.get(tx.who.client_id)):
+            peer = self.transactions[trace_id]
+            if peer is not tx and not (tx.who.conversation_id and peer.who.conversation_id):
+                yield peer
+
+    @staticmethod
+    def _newest(ids: OrderedDict[int, None] | None) -> list[int]:
+        return list(islice(reversed(ids), _PEERS)) if ids else []
+
+    def _is_carried_on(self, tx: Tracked) -> bool:
+        audio = tx.history.audio
+        if audio is None:
+            return False
+        recordings = {tx.who.conversation_id, tx.who.audio_uuid} - {""}
+        for peer in self.peers(tx):
+            if not peer.attempted:
+                continue
+            if recordings & {peer.who.conversation_id, peer.who.audio_uuid}:
+                return True
+            if tx.created_ns <= _start_ns(peer) <= audio.at_ns + CARRY_ON_NS:
+                return True
+        return False
+
+    def _wake_audio_peers(self, tx: Tracked) -> None:
+        """A transaction with work may be what an audio-only one of its recording waits for."""
+        if not self._only_audio:
+            return
+        for peer in self.peers(tx):
+            if not peer.attempted and not peer.carried_on and self._is_carried_on(peer):
+                peer.carried_on = True
+                self._dirty[peer.trace_id] = None
+
+    # --- tallies --------------------------------------------------------------------------------
+
+    def _tally(self, old: Fact | None, new: Fact) -> None:
+        if new.kind is Kind.AUDIO:
+            self.audio_chunks += new.audio.chunks - (old.audio.chunks if old is not None else 0)
+        if new.kind in _ATTEMPTS:
+            if old is not None:
+                self._count(old, -1)
+            self._count(new, 1)
+            if new.ended and new.outcome == Outcome.SUCCESS and (old is None or not old.ended):
+                tally = self._stage(new.stage)
+                tally.durations_s.append(new.duration_s)
+
+    def _count(self, fact: Fact, sign: int) -> None:
+        tally = self._stage(fact.stage)
+        if not fact.ended:
+            tally.running += sign
+        elif fact.outcome == Outcome.SUCCESS:
+            if not fact.closed:
+                tally.inferred += sign
+                return
+            tally.done += sign
+            tally.last_success_ns = max(tally.last_success_ns, fact.at_ns)
+            if fact.stage == TRANSCRIPTION:
+                self.transcriptions += sign
+            elif fact.stage == MEMORY:
+                self.memories += sign
+        elif fact.outcome == Outcome.SKIPPED:
+            tally.skipped += sign
+        else:
+            tally.failed += sign
+
+    def _stage(self, stage: str) -> StageTally:
+        tally = self.stages.get(stage)
+        if tally is None:
+            if len(self.stages) >= self.limits.stages and stage not in self.stages:
+                self.dropped[Dropped.STAGES] += 1
+                stage = "(others)"
+            tally = self.stages.setdefault(stage, StageTally())
+        return tally
+
+    def _user_seen(self, user_id: str, at_ns: int, seen_ns: int) -> None:
+        known = self.users.get(user_id)
+        if known is not None and known[1] > seen_ns:
+            return
+        self.users[user_id] = (at_ns, seen_ns)
+        self.users.move_to_end(user_id)
+        if len(self.users) > self.limits.users:
+            self.users.popitem(last=False)
+            self.dropped[Dropped.USERS] += 1
+
+    # --- letting go -----------------------------------------------------------------------------
+
+    def _let_go_beyond_limits(self) -> None:
+        while len(self._finished) > self.limits.finished:
+            trace_id, _ = self._finished.popitem(last=False)
+            self.dropped[Dropped.FINISHED] += 1
+            tx = self.transactions[trace_id]
+            self._let_go(tx, tx.verdict.status)
+        while len(self.transactions) - len(self._finished) > self.limits.open:
+            candidates = (
+                self.transactions[next(iter(ids))]
+                for status, ids in self.by_status.items()
+                if ids and status not in _FINISHED
+            )
+            tx = min(candidates, key=lambda t: (t.created_ns, t.trace_id))
+            self.dropped[Dropped.OPEN] += 1
+            self._let_go(tx, self._status_forever(tx))
+
+    def _status_forever(self, tx: Tracked) -> TransactionStatus:
+        """Its status if nothing more is ever heard: what looks done is done, the rest stalled."""
+        pipeline = self.pipeline_of(tx)
+        status = judge(tx.history, pipeline, self.patience, FOREVER_NS, tx.transaction_id).status
+        return status if status in _FINISHED else TransactionStatus.STALLED
+
+    def _let_go(self, tx: Tracked, status: TransactionStatus) -> None:
+        del self.transactions[tx.trace_id]
+        del self.by_status[tx.verdict.status][tx.trace_id]
+        self.let_go[status] += 1
+        self.waiting.pop(tx.trace_id, None)
+        self._only_audio.pop(tx.trace_id, None)
+        self._dirty.pop(tx.trace_id, None)
+        for index, key in (
+            (self._by_client, tx.who.client_id),
+            (self._by_recording, tx.who.conversation_id),
+            (self._by_recording, tx.who.audio_uuid),
+        ):
+            ids = index.get(key)
+            if ids is not None:
+                ids.pop(tx.trace_id, None)
+                if not ids:
+                    del index[key]
+        for fact in tx.facts.values():
+            if fact.kind in _ATTEMPTS and not fact.ended:
+                self._stage(fact.stage).running -= 1
+        self._let_go_ids[tx.trace_id] = None
+        if len(self._let_go_ids) > self.limits.let_go_ids:
+            self._let_go_ids.popitem(last=False)
+
+    @staticmethod
+    def _make_room(tx: Tracked) -> bool:
+        """Lets go the oldest ended fact that decides nothing; False if every one still matters."""
+        newest: dict[tuple[str, str], Fact] = {}
+        for fact in tx.facts.values():
+            if fact.kind is Kind.STAGE:
+                known = newest.get((fact.stage, fact.key))
+                if known is None or (fact.start_ns, fact.span_id) > (known.start_ns, known.span_id):
+                    newest[fact.stage, fact.key] = fact
+        for span_id, fact in tx.facts.items():
+            replaced = fact.kind is Kind.STAGE and newest[fact.stage, fact.key] is not fact
+            if fact.ended and (
+                replaced or fact.kind in (Kind.DETAIL, Kind.STALLED, Kind.RECOVERED)
+            ):
+                del tx.facts[span_id]
+                tx.dropped_facts += 1
+                return True
+        return False
+
+
+def _start_ns(tx: Tracked) -> int:
+    return tx.created_ns or min(f.start_ns for f in tx.facts.values())

@@ -1,0 +1,268 @@
+"""The thread that makes silence speak: stalls, recoveries, issues, and roots that nobody ends.
+
+Reads are right without it. It only tells: it reads, releases the lock, then logs, makes spans and
+calls back, so that nothing of this runs on the application's threads or under the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from .diagnostics import Diagnostics
+from .ids import format_id
+from .model import NS_PER_S, Outcome, TransactionStatus, Who, to_iso
+from .recorder import Handle, Recorder
+from .settings import Settings
+from .state import IssueFound, News, Stalled, State, StatusChange, Tracked
+from .store import Store
+
+logger: Final = logging.getLogger("otel_tracker")
+
+TICK_S: Final = 1.0
+"""How often it looks; a reported failure wakes it at once."""
+
+Callback = Callable[[dict[str, Any]], object]
+
+
+class Sweeper:
+    """Tells what changed, and ends roots that rest.
+
+    Args:
+        store: read for news and verdicts.
+        recorder: makes the spans.
+        diagnostics: where a failing callback goes.
+    """
+
+    def __init__(self, store: Store, recorder: Recorder, diagnostics: Diagnostics) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._diagnostics = diagnostics
+        self.on_stall: Callback | None = None
+        self.on_issue: Callback | None = None
+        self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # its put is reentrant
+        self._thread: threading.Thread | None = None
+        self._sweeping = threading.Lock()
+
+    # --- the thread -----------------------------------------------------------------------------
+
+    def ensure_running(self) -> None:
+        """Starts the thread where it does not run yet. Never raises, never blocks for long."""
+        if self._thread is not None:
+            return
+        thread = threading.Thread(
+            target=_run, args=(weakref.ref(self), self._wakes), name="otel-tracker-sweeper",
+            daemon=True,
+        )  # fmt: skip
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError:
+            self._diagnostics.warn(
+                "sweeper", "no thread can be started; stalls are seen when read, but not told"
+            )
+
+    def wake(self) -> None:
+        """Something happened that should be told at once."""
+        self._wakes.put(True)
+
+    def stop(self) -> None:
+        """Ends the thread after its current sweep."""
+        if self._thread is not None:
+            self._thread = None
+            self._wakes.put(False)
+
+    def forget(self) -> None:
+        """In a forked child there is no such thread, and the locks may have been held."""
+        self._thread = None
+        self._wakes = queue.SimpleQueue()
+        self._sweeping = threading.Lock()
+
+    # --- one sweep ------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Tells the news and tidies the handles. Never raises. One at a time; others return."""
+        if not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            for news in self._store.take_news():
+                self._tell(news)
+            self._tidy()
+        except Exception:
+            self._diagnostics.error("sweep", "a sweep failed; the next one goes on")
+        finally:
+            self._sweeping.release()
+
+    def _tell(self, news: News) -> None:
+        if isinstance(news, StatusChange):
+            self._tell_status(news)
+        elif isinstance(news, IssueFound):
+            found = news.found
+            self._call("on_issue", self.on_issue, {
+                **_about(news.trace_id, news.who),
+                "issue": found.text,
+                "error": found.error or None,
+                "timestamp": to_iso(found.at_ns),
+                "resolved": found.resolved,
+            })  # fmt: skip
+        elif isinstance(news, Stalled):
+            self._tell_stall(news)
+
+    def _tell_status(self, news: StatusChange) -> None:
+        verdict = news.verdict
+        text_id = format_id(news.trace_id)
+        stage = "none" if verdict.current_stage is None else verdict.current_stage.value
+        issue = "" if verdict.found is None else f": {verdict.found.text}"
+        if news.old is None:
+            logger.debug("transaction %s: created", text_id)
+            return
+        bad = verdict.status in (TransactionStatus.FAILED, TransactionStatus.STALLED)
+        logger.log(
+            logging.WARNING if bad and verdict.found is not None else logging.INFO,
+            "transaction %s: %s -> %s at %s%s",
+            text_id, news.old.value, verdict.status.value, stage, issue,
+        )  # fmt: skip
+        if verdict.status is TransactionStatus.STALLED and not verdict.stalled:
+            self._call_stall(news.trace_id, news.who, None, issue[2:], news.since_ns, "")
+            handle = self._recorder.handle(format_id(news.trace_id))
+            if handle is not None:
+                self._recorder.end_root(handle)
+
+    def _tell_stall(self, news: Stalled) -> None:
+        handle = self._recorder.handle(format_id(news.trace_id))
+        attempt = news.attempt
+        if news.recovered:
+            logger.info(
+                "transaction %s: %s recovered", format_id(news.trace_id), attempt.stage
+            )  # fmt: skip
+            if handle is not None:
+                self._recorder.tell_recovery(handle, attempt)
+            return
+        silent_ns = self._store.clock.monotonic_ns() - attempt.seen_ns
+        opened = None if handle is None else self._recorder.open_stage_of(handle, attempt.span_id)
+        stack = "" if opened is None else opened.worker.stack()
+        if handle is not None and opened is not None:
+            reason = f"{news.text}: no progress in {attempt.stage} for {silent_ns / NS_PER_S:.0f} s"
+            self._recorder.tell_stall(handle, opened, reason, stack)
+        self._call_stall(
+            news.trace_id, attempt.who, attempt.stage, news.text, silent_ns, stack, attempt.where
+        )
+
+    def _call_stall(
+        self,
+        trace_id: int,
+        who: Who,
+        stage: str | None,
+        issue: str,
+        silent_ns: int,
+        stack: str,
+        where: str = "",
+    ) -> None:
+        self._call("on_stall", self.on_stall, {
+            **_about(trace_id, who),
+            "stage": stage,
+            "issue": issue,
+            "silent_seconds": silent_ns / NS_PER_S,
+            "stack": stack or None,
+            "where": where or None,
+        })  # fmt: skip
+
+    def _call(self, name: str, callback: Callback | None, info: dict[str, Any]) -> None:
+        if callback is None:
+            return
+        try:
+            callback(info)
+        except Exception:
+            self._diagnostics.error(name, "the callback %s= raised; the tracker goes on", name)
+
+    # --- roots that nobody ends -------------------------------------------------------------------
+
+    def _tidy(self) -> None:
+        settings = self._recorder.settings
+        now_ns = self._store.clock.monotonic_ns()
+        settle_ns = round(settings.settle * NS_PER_S)
+        quiet = [h for h in self._recorder.handles() if now_ns - h.seen_ns >= settle_ns]
+        if not quiet:
+            return
+        stands = self._store.read(lambda state: _stands(state, quiet))
+        for handle in quiet:
+            self._tidy_one(handle, stands.get(handle.trace_id), now_ns, settings)
+
+    def _tidy_one(
+        self, handle: Handle, stand: _Stand | None, now_ns: int, settings: Settings
+    ) -> None:
+        rests = now_ns - handle.seen_ns >= settings.root_idle * NS_PER_S
+        if stand is not None and stand.socket_open and not stand.outcome:
+            return
+        if stand is not None and not handle.open and stand.untold and (stand.done or rests):
+            self._recorder.tell_verdict(
+                handle, stand.outcome, error=stand.error, error_type=stand.error_type
+            )
+        if rests:
+            self._recorder.end_root(handle)
+            self._recorder.end_audio(handle)
+        if handle.root is None and (rests or (stand is not None and stand.done)):
+            self._recorder.drop(handle)
+
+
+class _Stand:
+    """Where a transaction stands, as far as the end of its spans needs to know."""
+
+    __slots__ = ("done", "error", "error_type", "outcome", "socket_open", "untold")
+
+    def __init__(self, tx: Tracked, *, socket_open: bool) -> None:
+        status = tx.verdict.status
+        standing = tx.history.standing()
+        self.outcome = ""
+        if status is TransactionStatus.COMPLETED:
+            self.outcome = Outcome.SUCCESS
+        elif status is TransactionStatus.FAILED:
+            cancelled = standing and all(f.outcome == Outcome.CANCELLED for f in standing)
+            self.outcome = Outcome.CANCELLED if cancelled else Outcome.FAILURE
+        self.done = status is TransactionStatus.COMPLETED
+        end = tx.history.end
+        self.untold = bool(self.outcome) and (end is None or end.outcome != self.outcome)
+        self.error = "" if tx.verdict.found is None else tx.verdict.found.text
+        self.error_type = standing[0].error_type if standing else ""
+        self.socket_open = socket_open
+
+
+def _stands(state: State, handles: list[Handle]) -> dict[int, _Stand]:
+    found = {}
+    for handle in handles:
+        tx = state.transactions.get(handle.trace_id)
+        if tx is not None:
+            client = tx.who.client_id
+            found[handle.trace_id] = _Stand(
+                tx, socket_open=bool(client) and state.open_sockets(client) > 0
+            )
+    return found
+
+
+def _about(trace_id: int, who: Who) -> dict[str, Any]:
+    return {
+        "transaction_id": format_id(trace_id),
+        "user_id": who.user_id,
+        "client_id": who.client_id,
+        "conversation_id": who.conversation_id or None,
+    }
+
+
+def _run(reference: weakref.ref[Sweeper], wakes: queue.SimpleQueue[bool]) -> None:
+    """Sweeps until told to stop, or until the tracker is gone: it must not keep that alive."""
+    while True:
+        goes_on = True
+        with contextlib.suppress(queue.Empty):
+            goes_on = wakes.get(timeout=TICK_S)
+            while not wakes.empty():  # many failures at once need one sweep
+                goes_on = wakes.get_nowait() and goes_on
+        sweeper = reference()
+        if sweeper is None or not goes_on:
+            return
+        sweeper.sweep()
+        del sweeper

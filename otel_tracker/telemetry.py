@@ -1,0 +1,361 @@
+"""How the tracker stands in OpenTelemetry: provider, tracer, sampler, ids, export, shutdown.
+
+The application's provider is used where it has one, and never replaced; its sampler and its other
+tracers stay as they are. Otherwise the tracker has a provider of its own, not made global, which
+exports only where that was configured the standard way.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Any, Final
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
+from opentelemetry.util.types import Attributes
+
+from . import ids, semconv
+from .diagnostics import Diagnostics, logger
+from .processor import DashboardSpanProcessor
+
+SHUTDOWN_S: Final = 5.0
+"""Bound on shutdown and on the interpreter's exit: with nobody listening the SDK's takes up to 30 s."""
+
+_RANDOM_FLAG: Final = 0x02  # W3C Trace Context level 2: the low 56 bits of the trace id are random
+
+_EXPORT_VARIABLES: Final = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_INSECURE",
+)
+
+
+def package_version() -> str:
+    """The version of the installed distribution; "0" where it runs from a bare checkout."""
+    try:
+        return version("otel-tracker")
+    except PackageNotFoundError:
+        return "0"
+
+
+# --- ids and sampling, on the tracker's own tracer only -------------------------------------------
+
+
+class ChosenIds(IdGenerator):
+    """Hands out the ids that the recorder chose for the span it is starting on this thread."""
+
+    _chosen = threading.local()
+
+    def __init__(self, otherwise: IdGenerator) -> None:
+        self._otherwise = otherwise
+
+    @classmethod
+    def choose(cls, trace_id: int, span_id: int) -> None:
+        """For the next span on this thread; (0, 0) takes it back."""
+        cls._chosen.ids = (trace_id, span_id)
+
+    def generate_trace_id(self) -> int:
+        """The chosen trace id, or a fresh one of ours."""
+        chosen: tuple[int, int] = getattr(self._chosen, "ids", (0, 0))
+        return chosen[0] or ids.new_trace_id()
+
+    def generate_span_id(self) -> int:
+        """The chosen span id, or a fresh one."""
+        chosen: tuple[int, int] = getattr(self._chosen, "ids", (0, 0))
+        return chosen[1] or self._otherwise.generate_span_id()
+
+    def is_trace_id_random(self) -> bool:
+        """Our ids' low 56 bits are random, as the W3C flag asks."""
+        return True
+
+
+class RecordAll(Sampler):
+    """Records every span for the dashboard, and leaves what is exported to the wrapped sampler.
+
+    It must be the outermost: a sampled-out span would never reach a processor.
+    """
+
+    def __init__(self, wrapped: Sampler, diagnostics: Diagnostics) -> None:
+        self.wrapped = wrapped
+        self._diagnostics = diagnostics
+
+    def should_sample(
+        self,
+        parent_context: context_api.Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """The wrapped sampler's result, with DROP turned into RECORD_ONLY."""
+        try:
+            result = self.wrapped.should_sample(
+                parent_context, trace_id, name, kind, attributes, links, trace_state
+            )
+        except Exception:
+            self._diagnostics.error("sampler", "the sampler raised; such spans are not exported")
+            return SamplingResult(Decision.RECORD_ONLY, attributes)
+        if result.decision is Decision.DROP:
+            return SamplingResult(
+                Decision.RECORD_ONLY, attributes if not result.attributes else result.attributes,
+                result.trace_state,
+            )  # fmt: skip
+        return result
+
+    def get_description(self) -> str:
+        """As the SDK's own names its samplers."""
+        return f"RecordAll{{{self.wrapped.get_description()}}}"
+
+
+def remote_root(
+    tracer: trace.Tracer, trace_id: int, name: str, attributes: Attributes
+) -> SpanContext:
+    """The context of a root that lives in another process, from its trace id alone.
+
+    The sampler is asked as if for the root itself, so that both processes decide alike.
+    """
+    sampled = True
+    sampler = getattr(tracer, "sampler", None)
+    if isinstance(sampler, RecordAll):
+        result = sampler.should_sample(
+            context_api.Context(), trace_id, name, SpanKind.SERVER, attributes
+        )
+        sampled = result.decision is Decision.RECORD_AND_SAMPLE
+    flags = TraceFlags(_RANDOM_FLAG | (TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT))
+    return SpanContext(trace_id, ids.root_span_id(trace_id), is_remote=True, trace_flags=flags)
+
+
+# --- provider and export --------------------------------------------------------------------------
+
+
+class Telemetry:
+    """The tracker's place in OpenTelemetry: which provider, and how to leave it.
+
+    Args:
+        processor: feeds the dashboard; added once to whichever provider is used.
+        diagnostics: where troubles go.
+        provider: the application's, given; otherwise the global one as soon as it is an SDK's.
+        follow_global: False keeps an independent tracker off the application's provider.
+    """
+
+    def __init__(
+        self,
+        processor: DashboardSpanProcessor,
+        diagnostics: Diagnostics,
+        provider: trace.TracerProvider | None = None,
+        *,
+        follow_global: bool = True,
+    ) -> None:
+        self._processor = processor
+        self._diagnostics = diagnostics
+        self._given = provider
+        self._follow_global = follow_global
+        self._resolved_from: trace.TracerProvider | None = None
+        self._tracer: trace.Tracer = trace.NoOpTracer()
+        self._provider: trace.TracerProvider | None = None
+        self._own: TracerProvider | None = None
+        self._attached: list[trace.TracerProvider] = []
+        self._lock = threading.RLock()  # re-entered where the garbage collector ends a span in it
+        self._export = True
+        self._exporters: list[str] = []
+
+    def use(self, provider: trace.TracerProvider | None) -> None:
+        """From now on `provider` (None: the global one, or our own); export is allowed again."""
+        with self._lock:
+            if provider is not None:
+                self._given = provider
+            self._export = True
+            self._resolved_from = None
+
+    def tracer(self) -> trace.Tracer:
+        """The tracer to start a transaction with. Cheap while the provider stays the same."""
+        source = self._given
+        if source is None and self._follow_global:
+            source = trace.get_tracer_provider()
+        if source is not None and source is self._resolved_from:
+            return self._tracer
+        return self._resolve(source)
+
+    def _resolve(self, source: trace.TracerProvider | None) -> trace.Tracer:
+        with self._lock:
+            provider = source
+            if provider is None or (
+                provider is not self._given and not isinstance(provider, TracerProvider)
+            ):
+                # The global is still the API's proxy: our own serves until the application sets one.
+                provider = self._own or self._make_own()
+            if provider is not self._provider:
+                self._provider = provider
+                self._attach(provider)
+                tracer = provider.get_tracer(semconv.SCOPE, package_version())
+                self._adapt(tracer)
+                self._tracer = tracer
+            self._resolved_from = source
+            return self._tracer
+
+    def _attach(self, provider: trace.TracerProvider) -> None:
+        if any(provider is known for known in self._attached):
+            return
+        self._attached.append(provider)
+        if isinstance(provider, TracerProvider):
+            provider.add_span_processor(self._processor)
+
+    def _adapt(self, tracer: trace.Tracer) -> None:
+        if not isinstance(tracer, Tracer):
+            return
+        if not isinstance(tracer.id_generator, ChosenIds):
+            tracer.id_generator = ChosenIds(tracer.id_generator)
+        if not isinstance(tracer.sampler, RecordAll):
+            tracer.sampler = RecordAll(tracer.sampler, self._diagnostics)
+
+    def _make_own(self) -> TracerProvider:
+        # The environment's attributes win over ours: merge() prefers the one it is given.
+        resource = Resource({"host.name": socket.gethostname()}).merge(Resource.create())
+        own = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._exporters = []
+        if self._export:
+            for name, make in configured_exporters(self._diagnostics):
+                try:
+                    own.add_span_processor(BatchSpanProcessor(make()))
+                    self._exporters.append(name)
+                except Exception:
+                    self._diagnostics.error(
+                        "exporter",
+                        "the exporter %r could not be made; check OTEL_TRACES_EXPORTER and "
+                        "OTEL_EXPORTER_OTLP_*",
+                        name,
+                    )
+            if self._exporters:
+                logger.info("otel_tracker: spans are exported by %s", ", ".join(self._exporters))
+            else:
+                logger.info(
+                    "otel_tracker: the dashboard is live; spans are not exported. To see them in "
+                    "Jaeger set OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318"
+                )
+        self._own = own
+        return own
+
+    def export_state(self) -> dict[str, Any]:
+        """Whose provider is used, and by what spans leave: for ``health.export``."""
+        provider = self._provider
+        if provider is None:
+            return {"provider": None, "exporters": []}
+        if provider is self._own:
+            return {"provider": "own", "exporters": list(self._exporters)}
+        return {"provider": "application", "exporters": None}
+
+    def flush(self, timeout_millis: int) -> bool:
+        """Asks the provider to export what waits; False if that took longer than the timeout."""
+        provider = self._provider
+        if not isinstance(provider, TracerProvider):
+            return True
+        done = within(timeout_millis / 1000, lambda: provider.force_flush(timeout_millis))
+        return bool(done)
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Ends our own provider within `timeout_s` seconds; the application's is its own to end."""
+        with self._lock:
+            own, self._own = self._own, None
+            if own is None:
+                return True
+            self._export = False
+            self._provider = self._resolved_from = None
+            self._attached = [p for p in self._attached if p is not own]
+        finished = within(timeout_s, lambda: own.shutdown() or True)
+        if finished is None:
+            self._diagnostics.warn(
+                "shutdown",
+                "export did not finish within %.1f s of shutdown; spans that were still queued are "
+                "lost. Is the endpoint of OTEL_EXPORTER_OTLP_ENDPOINT up?",
+                timeout_s,
+            )
+        return finished is not None
+
+    def after_fork(self) -> None:
+        """In a forked child: the lock may have been held by a thread that is not here."""
+        self._lock = threading.RLock()
+
+
+def within(timeout_s: float, work: Callable[[], Any]) -> Any:
+    """What `work` returns, or None if it takes longer than `timeout_s` or raises.
+
+    It runs on a daemon thread, which cannot hold up the interpreter's exit.
+    """
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except Exception:
+            logger.warning("otel_tracker: flushing spans failed", exc_info=True)
+
+    thread = threading.Thread(target=run, name="otel-tracker-flush", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is past the point where threads can start
+        return None
+    thread.join(timeout_s)
+    return result[0] if result else None
+
+
+def configured_exporters(
+    diagnostics: Diagnostics, environ: dict[str, str] | None = None
+) -> list[tuple[str, Callable[[], SpanExporter]]]:
+    """The span exporters that the environment asks for, by name; none if it asks for none.
+
+    ``OTEL_TRACES_EXPORTER`` names them; where it is unset, any ``OTEL_EXPORTER_OTLP_*`` means OTLP.
+    """
+    env = dict(os.environ) if environ is None else environ
+    names = env.get("OTEL_TRACES_EXPORTER", "").strip()
+    if not names:
+        names = "otlp" if any(env.get(name, "").strip() for name in _EXPORT_VARIABLES) else "none"
+    wanted = []
+    for raw in names.split(","):
+        name = raw.strip()
+        if name in ("", "none"):
+            continue
+        entry_name = _otlp_entry(env) if name == "otlp" else name
+        found = list(entry_points(group="opentelemetry_traces_exporter", name=entry_name))
+        if not found:
+            diagnostics.warn(
+                f"exporter:{name}",
+                "OTEL_TRACES_EXPORTER names %r, which is not installed; 'otlp' and 'console' are",
+                name,
+            )
+            continue
+        wanted.append((name, _maker(found[0])))
+    return wanted
+
+
+def _maker(entry: Any) -> Callable[[], SpanExporter]:
+    def make() -> SpanExporter:
+        exporter: SpanExporter = entry.load()()
+        return exporter
+
+    return make
+
+
+def _otlp_entry(env: dict[str, str]) -> str:
+    protocol = (
+        env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+        or env.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        or "http/protobuf"  # the specification's default
+    )
+    return "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"

@@ -1,0 +1,823 @@
+"""The drop-in API: what callers of the old debug tracker call, turned into spans and reads.
+
+Every method takes whatever it is given: bad input is logged once, counted under
+``health.problems``, and never raised into the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from opentelemetry import trace
+
+from . import views
+from .diagnostics import Diagnostics
+from .ids import format_id, is_ours, new_trace_id, parse_id
+from .model import (
+    AUDIO_PIPELINE,
+    EMPTY,
+    MARK_NS,
+    MEMORY,
+    MEMORY_SESSION,
+    NO_PIPELINE,
+    NS_PER_S,
+    Event,
+    Outcome,
+    Phase,
+    Pipeline,
+    PipelineStage,
+    SocketFact,
+    SystemMetrics,
+    Transaction,
+    Who,
+    parse_event,
+    parse_stage,
+    to_datetime,
+)
+from .privacy import id_text, plain_metadata, text_of
+from .processor import DashboardSpanProcessor
+from .recorder import Handle, Recorder
+from .sessions import Session, SessionBook
+from .settings import load
+from .state import State
+from .store import Clock, Store, SystemClock
+from .sweeper import Callback, Sweeper
+from .telemetry import SHUTDOWN_S, Telemetry
+
+T = TypeVar("T")
+
+_UNSET: Final[Any] = object()
+
+_trackers: weakref.WeakSet[DebugSystemTracker] = weakref.WeakSet()
+
+
+class DebugSystemTracker:
+    """Tracks transactions through a pipeline: writes are spans, reads are views over their facts.
+
+    Without arguments an independent tracker with an OpenTelemetry provider of its own; the shared
+    one is `get_debug_tracker()`.
+
+    Args:
+        tracer_provider: the application's provider, to make the spans with.
+        pipeline: what `create_transaction` runs; the audio pipeline by default.
+        clock: both clocks; tests inject their own.
+        run_sweeper: False starts no thread: stalls are seen when read and told by `sweep()`.
+        follow_global: use the global provider as soon as the application has set one.
+        **options: as in docs/settings.md.
+
+    Raises:
+        TypeError: an option that does not exist.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        pipeline: Pipeline | None = None,
+        *,
+        clock: Clock | None = None,
+        run_sweeper: bool = True,
+        follow_global: bool = False,
+        **options: Any,
+    ) -> None:
+        on_stall = options.pop("on_stall", None)
+        on_issue = options.pop("on_issue", None)
+        self._options = options
+        self.settings = load(options)
+        self._clock: Clock = clock or SystemClock()
+        self._pipeline = pipeline or AUDIO_PIPELINE
+        self._pipelines: dict[str, Pipeline] = {
+            p.name: p for p in (AUDIO_PIPELINE, MEMORY_SESSION, NO_PIPELINE, self._pipeline)
+        }
+        self._run_sweeper = run_sweeper
+        self._diagnostics = Diagnostics()
+        self._store = Store(self._new_state(), self._clock)
+        self._processor = DashboardSpanProcessor(self._store, self._diagnostics)
+        self._telemetry = Telemetry(
+            self._processor, self._diagnostics, tracer_provider, follow_global=follow_global
+        )
+        self._recorder = Recorder(self._store, self._telemetry, self.settings, self._diagnostics)
+        self._sweeper = Sweeper(self._store, self._recorder, self._diagnostics)
+        self._sweeper.on_stall, self._sweeper.on_issue = on_stall, on_issue
+        self._sessions = SessionBook()
+        _trackers.add(self)
+
+    def _new_state(self) -> State:
+        return State(self.settings.limits, self.settings.patience, self._pipelines)
+
+    # --- set-up ---------------------------------------------------------------------------------
+
+    def configure(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        pipeline: Pipeline | None = None,
+        on_stall: Callback | None = None,
+        on_issue: Callback | None = None,
+        **options: Any,
+    ) -> None:
+        """Changes options while it runs; what was tracked is kept, what was not named stays.
+
+        Raises:
+            TypeError: an option that does not exist.
+        """
+        self._options = {**self._options, **options}
+        self.settings = load(self._options)
+        self._recorder.configure(self.settings)
+        if pipeline is not None:
+            self._pipeline = pipeline
+            self._pipelines[pipeline.name] = pipeline
+        self._sweeper.on_stall = on_stall or self._sweeper.on_stall
+        self._sweeper.on_issue = on_issue or self._sweeper.on_issue
+        settings, known = self.settings, dict(self._pipelines)
+
+        def apply(state: State) -> None:
+            state.limits = settings.limits
+            state.issues.set_limit(settings.limits.issues)
+            state.set_patience(settings.patience)
+            for one in known.values():
+                state.add_pipeline(one)
+
+        self._store.read(apply)
+        self._telemetry.use(tracer_provider)
+
+    def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
+        """Ends every open span, exports what waits and stops the thread; at most `timeout_s` seconds.
+
+        Safe to repeat. Calls after it still answer; what they track is no longer exported until
+        `init_debug_tracker` is called again.
+        """
+        started_ns = self._clock.monotonic_ns()
+        self._sweeper.stop()
+        self._guard(None, self._end_everything)
+        spent_s = (self._clock.monotonic_ns() - started_ns) / NS_PER_S
+        self._telemetry.shutdown(max(0.1, timeout_s - spent_s))
+
+    def _end_everything(self) -> None:
+        self._sweeper.sweep()
+        for handle in self._recorder.handles():
+            self._recorder.release(handle, Outcome.INTERRUPTED, "its process shut down")
+        self._sweeper.sweep()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Exports what waits.
+
+        Returns:
+            False if that took longer than `timeout_millis`.
+        """
+        return bool(self._guard(False, lambda: self._telemetry.flush(int(timeout_millis))))
+
+    def sweep(self) -> None:
+        """Tells stalls, recoveries and issues now, and ends roots that rest."""
+        self._sweeper.sweep()
+
+    # --- writes ---------------------------------------------------------------------------------
+
+    def create_transaction(
+        self,
+        user_id: object = None,
+        client_id: object = None,
+        conversation_id: object = None,
+    ) -> str:
+        """Begins a transaction: a new trace, its root span open.
+
+        Returns:
+            Its id: the trace id written as a UUID. It alone continues the transaction elsewhere.
+        """
+        try:
+            if self.settings.disabled:
+                return format_id(new_trace_id())
+            who = Who(id_text(user_id), id_text(client_id), id_text(conversation_id))
+            return self._create(who, self._pipeline).text_id
+        except Exception:
+            self._diagnostics.error("create_transaction", "a transaction could not be created")
+            return format_id(new_trace_id())
+
+    def _create(self, who: Who, pipeline: Pipeline) -> Handle:
+        if self._run_sweeper:
+            self._sweeper.ensure_running()
+        return self._recorder.create(who, pipeline)
+
+    def track_event(
+        self,
+        transaction_id: object = _UNSET,
+        stage: object = _UNSET,
+        success: object = _UNSET,
+        error_message: object = _UNSET,
+        /,
+        *extra: object,
+        **metadata: Any,
+    ) -> None:
+        """Reports an event of a transaction.
+
+        ``transaction_id``, ``stage``, ``success=True`` and ``error_message=None`` may be given by
+        position or by keyword; every other keyword is metadata, and so is one of these that a
+        position has filled already. ``metadata={…}`` is merged; single keywords win.
+
+        Args:
+            transaction_id: what `create_transaction` returned.
+            stage: a `PipelineStage`, its value, or an event of a stage of your own:
+                ``"diarization_completed"``.
+            success: False reports a failure.
+            error_message: what went wrong; an exception will do.
+            *extra: too many arguments; ignored, and warned about once.
+            **metadata: anything; what may leave the process is in docs/privacy.md.
+        """
+        try:
+            if self.settings.disabled:
+                return
+            if transaction_id is _UNSET:
+                transaction_id = metadata.pop("transaction_id", None)
+            if stage is _UNSET:
+                stage = metadata.pop("stage", None)
+            if success is _UNSET:
+                success = metadata.pop("success", True)
+            if error_message is _UNSET:
+                error_message = metadata.pop("error_message", None)
+            if extra:
+                self._diagnostics.warn(
+                    "arguments", "track_event() takes four arguments by position; name the others"
+                )
+            handle = self._handle_of(transaction_id)
+            if handle is None:
+                return
+            event = parse_event(stage)
+            if event is None:
+                self._diagnostics.warn(
+                    "stage",
+                    "track_event() got %s as its stage; use a PipelineStage or a name such as "
+                    "'fetch_started'",
+                    text_of(stage, 80) or "None",
+                )
+                return
+            plain = self._plain(metadata) if metadata else EMPTY
+            self._report(handle, event, bool(success), text_of(error_message), plain)
+        except Exception:
+            self._diagnostics.error("track_event", "an event could not be tracked")
+
+    @staticmethod
+    def _plain(metadata: dict[str, Any]) -> Mapping[str, Any]:
+        merged = metadata.get("metadata")
+        if isinstance(merged, Mapping):
+            del metadata["metadata"]
+            metadata = {**merged, **metadata}
+        return plain_metadata(metadata)
+
+    def _report(
+        self, handle: Handle, event: Event, success: bool, error: str, metadata: Mapping[str, Any]
+    ) -> None:
+        recorder = self._recorder
+        stage, phase = event.stage, event.phase
+        error_type = metadata.get("error_type", "") if metadata else ""
+        error_type = error_type if isinstance(error_type, str) else ""
+        if phase is Phase.AUDIO and success:
+            given = metadata.get("chunk_size") if metadata else None
+            size = given if isinstance(given, int) and not isinstance(given, bool) else None
+            rest = {k: v for k, v in metadata.items() if k != "chunk_size"} if metadata else EMPTY
+            recorder.audio(handle, None if size is None else max(0, size), rest)
+        elif phase is Phase.END:
+            recorder.end(
+                handle, success=success, error=error, error_type=error_type, metadata=metadata
+            )
+        elif phase is Phase.STARTED and success:
+            recorder.start_stage(handle, stage, metadata)
+        else:
+            outcome = Outcome.SUCCESS if success else Outcome.FAILURE
+            opened = None
+            if phase is Phase.COMPLETED:
+                opened = handle.open.pop((stage, ""), None)
+            if opened is not None:
+                recorder.end_stage(
+                    handle, opened, outcome, metadata, error=error, error_type=error_type
+                )
+            else:
+                recorder.mark_stage(
+                    handle, stage, outcome, metadata, error=error, error_type=error_type,
+                    is_start=phase is Phase.STARTED,
+                )  # fmt: skip
+        if not success:
+            self._sweeper.wake()
+
+    def track_audio_chunk(self, transaction_id: object = None, chunk_size: object = 0) -> None:
+        """Counts one packet of audio of `chunk_size` bytes. Made to be called for every packet."""
+        try:
+            if self.settings.disabled:
+                return
+            handle = self._handle_of(transaction_id)
+            if handle is not None:
+                size = chunk_size if type(chunk_size) is int else _size_of(chunk_size)
+                self._recorder.audio(handle, size if size > 0 else 0)
+        except Exception:
+            self._diagnostics.error("track_audio_chunk", "an audio chunk could not be tracked")
+
+    def track_progress(
+        self, transaction_id: object = None, stage: object = None, /, **metadata: Any
+    ) -> None:
+        """Says that work goes on: the silence of the open stage starts anew.
+
+        Args:
+            transaction_id: what `create_transaction` returned.
+            stage: which open stage; all of them by default.
+            **metadata: such as ``done=3, total=10``.
+        """
+        try:
+            handle = None if self.settings.disabled else self._handle_of(transaction_id)
+            if handle is not None:
+                plain = self._plain(metadata) if metadata else EMPTY
+                name = None if stage is None else parse_stage(stage)
+                self._recorder.progress(handle, name, plain)
+        except Exception:
+            self._diagnostics.error("track_progress", "progress could not be tracked")
+
+    def track_skipped(
+        self, transaction_id: object, stage: object, reason: object = "", /, **metadata: Any
+    ) -> None:
+        """Says that there was rightly nothing to do in `stage`: an empty transcript, for one.
+
+        The transaction is done by that, unless another stage follows.
+        """
+        try:
+            handle, name = self._handle_and_stage(transaction_id, stage, "track_skipped")
+            if handle is None or name is None:
+                return
+            text = text_of(reason)
+            plain = dict(self._plain(metadata)) if metadata else {}
+            plain["skipped"] = text
+            opened = handle.open.pop((name, ""), None)
+            if opened is not None:
+                self._recorder.end_stage(handle, opened, Outcome.SKIPPED, plain, error=text)
+            else:
+                self._recorder.mark_stage(handle, name, Outcome.SKIPPED, plain, error=text)
+        except Exception:
+            self._diagnostics.error("track_skipped", "a skipped stage could not be tracked")
+
+    def track_queued(self, transaction_id: object, stage: object) -> None:
+        """Says that `stage` waits for a worker: a clock of its own, and no stall."""
+        try:
+            handle, name = self._handle_and_stage(transaction_id, stage, "track_queued")
+            if handle is not None and name is not None:
+                self._recorder.queue(handle, name)
+        except Exception:
+            self._diagnostics.error("track_queued", "a queued stage could not be tracked")
+
+    def hand_over(self, transaction_id: object) -> None:
+        """Says that other processes carry on: the root ends here, and silence is no stall."""
+        try:
+            handle = None if self.settings.disabled else self._handle_of(transaction_id)
+            if handle is not None:
+                self._recorder.hand_over(handle)
+        except Exception:
+            self._diagnostics.error("hand_over", "a hand-over could not be tracked")
+
+    def track_websocket_connected(self, user_id: object = None, client_id: object = None) -> None:
+        """Counts a connection of a client. While it is open, silence after audio is no stall."""
+        self._guard(None, lambda: self._socket(id_text(client_id), id_text(user_id), opened=True))
+
+    def track_websocket_disconnected(self, client_id: object = None) -> None:
+        """Counts a connection out; with the client's last one its audio ends."""
+        self._guard(None, lambda: self._disconnect(id_text(client_id)))
+
+    def _socket(self, client_id: str, user_id: str, *, opened: bool) -> None:
+        if not self.settings.disabled:
+            now_ns = self._clock.monotonic_ns()
+            self._store.put(SocketFact(client_id, user_id, opened, self._clock.time_ns(), now_ns))
+
+    def _disconnect(self, client_id: str) -> None:
+        if self.settings.disabled:
+            return
+        self._socket(client_id, "", opened=False)
+        if self._store.read(lambda state: state.open_sockets(client_id)) == 0:
+            for handle in self._recorder.handles():
+                if handle.who.client_id == client_id:
+                    self._recorder.end_audio(handle)
+
+    # --- whose transaction ----------------------------------------------------------------------
+
+    def _handle_of(self, transaction_id: object) -> Handle | None:
+        if type(transaction_id) is str:
+            handle = self._recorder.handle(transaction_id)
+            if handle is not None:
+                return handle
+        trace_id = self._trace_id_of(transaction_id)
+        if trace_id is None:
+            return None
+        return self._recorder.handle(format_id(trace_id)) or self._resume(trace_id)
+
+    def _trace_id_of(self, transaction_id: object) -> int | None:
+        if isinstance(transaction_id, str):
+            trace_id = parse_id(transaction_id)
+            if trace_id is not None and is_ours(trace_id):
+                return trace_id
+        self._diagnostics.warn(
+            "transaction_id",
+            "%s is no transaction of this tracker; pass what create_transaction() returned",
+            text_of(transaction_id, 80) or "None",
+        )
+        return None
+
+    def _resume(self, trace_id: int) -> Handle:
+        def known(state: State) -> Who | None:
+            tx = state.transactions.get(trace_id)
+            return None if tx is None else tx.who
+
+        if self._run_sweeper:
+            self._sweeper.ensure_running()
+        who = self._store.read(known) or Who(pipeline=self._pipeline.name)
+        pipeline = self._pipelines.get(who.pipeline, self._pipeline)
+        return self._recorder.resume(trace_id, who, pipeline)
+
+    def _handle_and_stage(
+        self, transaction_id: object, stage: object, call: str
+    ) -> tuple[Handle | None, str | None]:
+        if self.settings.disabled:
+            return None, None
+        name = parse_stage(stage)
+        if name is None:
+            self._diagnostics.warn(
+                "stage", "%s() got %s as its stage; use a stage's name or one of its events",
+                call, text_of(stage, 80) or "None",
+            )  # fmt: skip
+            return None, None
+        return self._handle_of(transaction_id), name
+
+    # --- reads ----------------------------------------------------------------------------------
+
+    def get_dashboard_data(self) -> dict[str, Any]:
+        """Everything a dashboard shows, as plain data: docs/dashboard-data.md has every key."""
+        data = self._store.read(lambda state: views.dashboard(state, self._now()))
+        self._add_stacks(data["stalled"])
+        data["health"].update(self._health())
+        return data
+
+    def get_transaction(self, transaction_id: object) -> Transaction | None:
+        """A frozen copy of one transaction; None if it is not kept, or never was."""
+        trace_id = parse_id(transaction_id) if isinstance(transaction_id, str) else None
+        if trace_id is None:
+            return None
+
+        def copy(state: State) -> Transaction | None:
+            tx = state.transactions.get(trace_id)
+            return None if tx is None else views.transaction(tx)
+
+        return self._store.read(copy)
+
+    def get_user_transactions(self, user_id: object, limit: int = 10) -> list[Transaction]:
+        """Frozen copies of the newest `limit` transactions of a user, newest first."""
+        wanted, count = id_text(user_id), _limit(limit, 10)
+        return self._store.read(lambda state: views.user_transactions(state, wanted, count))
+
+    def get_recent_transactions(self, limit: int = 10) -> list[dict[str, Any]]:
+        """Rows of the newest `limit` transactions, newest first, with whole ids, ready for JSON."""
+        count = _limit(limit, 10)
+        return self._store.read(lambda state: views.recent_transactions(state, count))
+
+    def get_system_metrics(self) -> SystemMetrics:
+        """The totals as a frozen copy."""
+        return self._store.read(lambda state: views.metrics(state, self._now()))
+
+    @property
+    def metrics(self) -> SystemMetrics:
+        """As `get_system_metrics`: the old tracker's attribute."""
+        return self.get_system_metrics()
+
+    def trace_url(self, transaction_id: object) -> str:
+        """Where the transaction's trace is in Jaeger's UI; empty for what is no transaction id."""
+        trace_id = self._trace_id_of(transaction_id)
+        if trace_id is None:
+            return ""
+        return f"{self.settings.jaeger_url.rstrip('/')}/trace/{trace_id:032x}"
+
+    def export_debug_dump(self) -> Path:
+        """Writes everything that is kept as JSON: private (0600), complete or not at all.
+
+        Returns:
+            The path, ``debug_dump_<timestamp>.json`` in ``DEBUG_DUMP_DIR``.
+
+        Raises:
+            OSError: the directory cannot be written; the message names it and ``DEBUG_DUMP_DIR``.
+        """
+        data = self._store.read(lambda state: views.dump(state, self._now()))
+        data["health"].update(self._health())
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+        return _write_dump(Path(self.settings.debug_dump_dir), self._clock.time_ns(), text)
+
+    def _now(self) -> views.Now:
+        store = self._store
+        return views.Now(
+            self._clock.monotonic_ns(), self._clock.time_ns(), store.started_ns,
+            store.started_wall_ns,
+        )  # fmt: skip
+
+    def _health(self) -> dict[str, Any]:
+        return {
+            "disabled": self.settings.disabled,
+            "export": self._telemetry.export_state(),
+            "problems": dict(self._diagnostics.counts),
+        }
+
+    def _add_stacks(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["span_id"] is None:
+                continue
+            handle = self._recorder.handle(row["transaction_id"])
+            if handle is not None:
+                opened = self._recorder.open_stage_of(handle, int(row["span_id"], 16))
+                if opened is not None:
+                    row["stack"] = opened.worker.stack() or None
+
+    # --- memory sessions ------------------------------------------------------------------------
+
+    def start_memory_session(
+        self,
+        audio_uuid: object,
+        client_id: object = None,
+        user_id: object = None,
+        user_email: object = None,
+    ) -> str:
+        """Begins the memory run of a recording: a transaction of its own.
+
+        The e-mail address and all texts stay in the process.
+
+        Returns:
+            The session's id, a transaction id.
+        """
+        try:
+            if self.settings.disabled:
+                return format_id(new_trace_id())
+            who = Who(id_text(user_id), id_text(client_id), audio_uuid=id_text(audio_uuid))
+            handle = self._create(who, MEMORY_SESSION)
+            self._sessions.add(
+                Session(
+                    handle.text_id,
+                    who.audio_uuid,
+                    who.client_id,
+                    who.user_id,
+                    text_of(user_email, 256),
+                    self._seconds(),
+                )  # fmt: skip
+            )
+            return handle.text_id
+        except Exception:
+            self._diagnostics.error("memory_session", "a memory session could not be started")
+            return format_id(new_trace_id())
+
+    def start_memory_processing(self, session_id: object) -> None:
+        """The memory stage of a session begins."""
+
+        def start() -> None:
+            session = self._session(session_id)
+            if session is not None:
+                session.processing_started = self._seconds()
+            self.track_event(session_id, PipelineStage.MEMORY_STARTED)
+
+        self._guard(None, start)
+
+    def complete_memory_processing(
+        self, session_id: object, success: object = True, error_message: object = None
+    ) -> None:
+        """The memory stage of a session ended; with a success the session is done."""
+
+        def complete() -> None:
+            session = self._session(session_id)
+            if session is not None:
+                session.processing_completed = session.ended = self._seconds()
+                session.success = bool(success)
+                session.error = text_of(error_message) or None
+            self.track_event(session_id, PipelineStage.MEMORY_COMPLETED, success, error_message)
+
+        self._guard(None, complete)
+
+    def add_memory_extraction(
+        self,
+        session_id: object,
+        audio_uuid: object,
+        mem0_memory_id: object,
+        memory_text: object,
+        memory_type: object = "general",
+        extraction_prompt: object = None,
+        llm_response: object = None,
+        metadata: object = None,
+    ) -> None:
+        """One memory that came out: a child span; its texts stay in the process."""
+
+        def add() -> None:
+            given = plain_metadata(metadata) if isinstance(metadata, Mapping) else {}
+            row = {
+                "mem0_id": id_text(mem0_memory_id),
+                "text": text_of(memory_text),
+                "type": text_of(memory_type, 64),
+                "prompt": text_of(extraction_prompt) or None,
+                "llm_response": text_of(llm_response) or None,
+                "metadata": given,
+            }
+            session = self._session(session_id)
+            if session is not None:
+                session.add(session.extractions, row)
+            self._detail(
+                session_id,
+                "memory extraction",
+                {**given, "memory_id": row["mem0_id"], "memory_type": row["type"]},
+            )
+
+        self._guard(None, add)
+
+    def add_extraction_attempt(
+        self,
+        session_id: object,
+        audio_uuid: object,
+        attempt_type: object,
+        success: object,
+        error_message: object = None,
+        processing_time_ms: object = None,
+        transcript_length: object = None,
+        prompt_used: object = None,
+        llm_model: object = None,
+    ) -> None:
+        """One try at extracting: a child span as long as it took; it decides nothing by itself."""
+
+        def add() -> None:
+            milliseconds = _number(processing_time_ms)
+            row = {
+                "type": text_of(attempt_type, 64),
+                "success": bool(success),
+                "error": text_of(error_message) or None,
+                "processing_time_ms": milliseconds,
+                "transcript_length": _number(transcript_length),
+                "prompt": text_of(prompt_used) or None,
+                "model": text_of(llm_model, 128) or None,
+            }
+            session = self._session(session_id)
+            if session is not None:
+                session.add(session.attempts, row)
+            self._detail(
+                session_id,
+                "extraction attempt",
+                {
+                    "attempt_type": row["type"],
+                    "attempt_success": row["success"],
+                    "transcript_length": row["transcript_length"],
+                    "model": row["model"],
+                },
+                duration_ns=round((milliseconds or 0) * 1_000_000),
+                error=None if success else str(row["error"] or "Unknown error"),
+            )
+
+        self._guard(None, add)
+
+    def add_transcript_segment(
+        self,
+        session_id: object,
+        audio_uuid: object = None,
+        segment_order: object = None,
+        speaker: object = None,
+        text: object = None,
+        timestamp: object = None,
+        transcription_method: object = None,
+        **metadata: Any,
+    ) -> None:
+        """One segment of the transcript; it stays in the process."""
+
+        def add() -> None:
+            session = self._session(session_id)
+            if session is not None:
+                order = _number(segment_order)
+                at = _number(timestamp)
+                row = {
+                    "order": len(session.segments) if order is None else order,
+                    "speaker": text_of(speaker, 128) or None,
+                    "text": text_of(text),
+                    "timestamp": self._seconds() if at is None else at,
+                    "method": text_of(transcription_method, 64) or None,
+                }
+                session.add(session.segments, row)
+            self.track_progress(session_id)
+
+        self._guard(None, add)
+
+    def update_full_conversation(self, session_id: object, full_conversation: object = "") -> None:
+        """The whole conversation as text; it stays in the process."""
+
+        def update() -> None:
+            session = self._session(session_id)
+            if session is not None:
+                session.full_conversation = text_of(full_conversation, 1 << 20)
+
+        self._guard(None, update)
+
+    def get_session_summary(self, audio_uuid: object) -> dict[str, Any] | None:
+        """Everything of the newest session of a recording; None if none is kept."""
+        session = self._sessions.newest_of(id_text(audio_uuid))
+        return None if session is None else session.summary()
+
+    def get_recent_sessions(self, limit: int = 20) -> list[dict[str, Any]]:
+        """Rows of the newest sessions, newest first."""
+        return self._sessions.recent(_limit(limit, 20))
+
+    def get_stats(self) -> dict[str, Any]:
+        """Totals over the kept sessions; ``success_rate`` in percent, times in seconds."""
+        return self._sessions.stats()
+
+    def _session(self, session_id: object) -> Session | None:
+        return self._sessions.get(session_id) if isinstance(session_id, str) else None
+
+    def _detail(
+        self,
+        session_id: object,
+        name: str,
+        metadata: Mapping[str, Any],
+        *,
+        duration_ns: int = 0,
+        error: str | None = None,
+    ) -> None:
+        handle = None if self.settings.disabled else self._handle_of(session_id)
+        if handle is not None:
+            self._recorder.detail(
+                handle, name, metadata, duration_ns=max(MARK_NS, duration_ns), error=error
+            )
+
+    def _seconds(self) -> float:
+        return self._clock.time_ns() / NS_PER_S
+
+    # --- the rest -------------------------------------------------------------------------------
+
+    def _guard(self, otherwise: T, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except Exception:
+            self._diagnostics.error("call", "a call could not be carried out")
+            return otherwise
+
+    def _after_fork(self) -> None:
+        """In a forked child: what was inherited is the parent's to end and to count."""
+        self._store.reset(self._new_state())
+        self._processor.forget()
+        self._telemetry.after_fork()
+        self._recorder.forget()
+        self._sweeper.forget()
+        self._sessions.clear()
+
+
+def _after_fork_in_child() -> None:
+    for tracker in list(_trackers):
+        tracker._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _limit(value: object, default: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _size_of(value: object) -> int:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if isinstance(value, bytes | bytearray | memoryview):
+            return len(value)
+        if isinstance(value, int | float):
+            return int(value)
+    return 0
+
+
+def _number(value: object) -> int | float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _write_dump(directory: Path, wall_ns: int, text: str) -> Path:
+    stamp = to_datetime(wall_ns).strftime("%Y%m%d_%H%M%S_%f")
+    temporary = None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / f".debug_dump_{stamp}_{os.getpid()}_{threading.get_ident()}.tmp"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        return _publish(temporary, directory, stamp)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror}: no debug dump written; set DEBUG_DUMP_DIR to a "
+            "directory that can be written", str(error.filename or directory),
+        ) from error  # fmt: skip
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, directory: Path, stamp: str) -> Path:
+    """Gives the finished file its name; a hard link never replaces another dump."""
+    for attempt in range(1_000):
+        suffix = f"_{attempt}" if attempt else ""
+        path = directory / f"debug_dump_{stamp}{suffix}.json"
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(17, "too many dumps in one microsecond", str(directory))
