@@ -22,12 +22,12 @@ _shared: DebugSystemTracker | None = None
 
 def get_debug_tracker() -> DebugSystemTracker:
     """The tracker that everything in this process shares; made on the first call."""
-    global _shared
+    global _shared  # noqa: PLW0603 -- one shared tracker is what this module is for
     if _shared is None:
         with _lock:
             if _shared is None:
                 _shared = DebugSystemTracker(follow_global=True)
-                atexit.register(_at_exit, os.getpid())
+                atexit.register(shutdown_debug_tracker)
     return _shared
 
 
@@ -69,13 +69,8 @@ def replace_shared(tracker: DebugSystemTracker | None) -> DebugSystemTracker | N
     return before
 
 
-def _at_exit(pid: int) -> None:
-    """The application forgot, or crashed: the same as a shutdown, in this process alone."""
-    shutdown_debug_tracker()
-
-
 def _after_fork_in_child() -> None:
-    global _lock
+    global _lock  # noqa: PLW0603 -- a thread that is not in the child may hold the old one
     _lock = threading.Lock()
 
 

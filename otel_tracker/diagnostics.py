@@ -34,11 +34,8 @@ class Diagnostics:
                 kind = "other"
             self.counts[kind] += 1
             if self.counts[kind] == 1:
-                logger.warning(
-                    "otel_tracker: " + message + " (logged once; counted under health.problems)",
-                    *args,
-                    exc_info=exc_info,
-                )
+                text = f"otel_tracker: {message} (logged once; counted under health.problems)"
+                logger.warning(text, *args, exc_info=exc_info)
         except Exception:
             # A log handler of the application raised: there is nobody left to tell.
             return

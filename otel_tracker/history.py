@@ -1,4 +1,4 @@
-"""The facts of one transaction, merged and put in order: what every judgement starts from (pure)."""
+"""The facts of one transaction, merged and put in order: what judgements start from (pure)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from .model import (
     AUDIO,
+    NO_AUDIO,
     NOBODY,
     TRANSCRIPTION,
     Fact,
@@ -16,10 +17,10 @@ from .model import (
 )
 
 _VERDICTS = frozenset({Outcome.SUCCESS, Outcome.FAILURE, Outcome.CANCELLED})
-"""Outcomes of a root that speak of the transaction; ``interrupted`` says only that its process left."""
+"""Outcomes of a root that speak of the transaction; ``interrupted`` speaks of its process."""
 
 _NO_NEWS = frozenset({Kind.STALLED, Kind.RECOVERED, Kind.AUDIO})
-"""Kinds that move nothing. A root's end is news of the last work here, since it ends at that moment."""
+"""Kinds that move nothing. A root ends at its last local activity, so its end is news."""
 
 
 def merge(old: Fact, new: Fact) -> Fact:
@@ -36,7 +37,7 @@ def merge(old: Fact, new: Fact) -> Fact:
     elif old == new:
         return old
     else:
-        winner, loser = (new, old) if _rank(new) > _rank(old) else (old, new)
+        winner, loser = (new, old) if _beats(new, old) else (old, new)
     if winner.kind is Kind.AUDIO:
         winner = _with_audio_of(winner, loser)
     if winner.seen_ns >= loser.seen_ns and (winner.who is loser.who or loser.who == winner.who):
@@ -56,17 +57,18 @@ def _with_audio_of(winner: Fact, loser: Fact) -> Fact:
     return replace(winner, audio=audio, at_ns=at_ns)
 
 
-def _rank(fact: Fact) -> tuple[object, ...]:
-    # What is merged by a rule of its own must not decide the winner.
+def _beats(new: Fact, old: Fact) -> bool:
+    ranks = [(fact.at_ns, fact.outcome, fact.closed, fact.error) for fact in (new, old)]
+    if ranks[0] != ranks[1] and new.kind is not Kind.AUDIO:
+        return ranks[0] > ranks[1]
+    return _content(new) > _content(old)
+
+
+def _content(fact: Fact) -> str:
+    """All of a fact but what is merged by a rule of its own, which must not decide the winner."""
     if fact.kind is Kind.AUDIO:
-        return (fact.outcome, repr((fact.start_ns, fact.metadata, fact.where)))
-    return (
-        fact.at_ns,
-        fact.outcome,
-        fact.closed,
-        fact.error,
-        repr((fact.start_ns, fact.metadata, fact.end_metadata, fact.where)),
-    )
+        return repr(replace(fact, seen_ns=0, who=NOBODY, audio=NO_AUDIO, at_ns=0))
+    return repr(replace(fact, seen_ns=0, who=NOBODY))
 
 
 @dataclass(slots=True)
@@ -149,15 +151,14 @@ def history(facts: Iterable[Fact]) -> History:
             if fact.ended and fact.outcome in _VERDICTS:
                 ends.append(fact)
         elif kind is Kind.AUDIO:
-            h.audio = fact if h.audio is None else max(h.audio, fact, key=_order)
+            h.audio = max(h.audio or fact, fact, key=_order)
             h.audio_seen_ns = max(h.audio_seen_ns, fact.seen_ns)
         elif kind is Kind.QUEUED:
             queued.append(fact)
         elif kind is Kind.ENDED:
             ends.append(fact)
         elif kind is Kind.HANDED_OVER:
-            if h.handed_over is None or _order(fact) > _order(h.handed_over):
-                h.handed_over = fact
+            h.handed_over = max(h.handed_over or fact, fact, key=_order)
         others.append(fact)
     h.attempts.sort(key=_order)
     for attempt in h.attempts:

@@ -1,7 +1,8 @@
 """Transaction ids: 128 random bits, a trace id written as a UUID, marked as ours (pure).
 
-The 13th hex digit is always 8, so that a UUID of somebody else's is told apart. There are no variant
-bits: a uuid4's would top the low half, by which ratio samplers decide, and bias them to all or none.
+The 13th hex digit is always 8, so that a UUID of somebody else's is told apart. There are no
+variant bits: a uuid4's would top the low half, by which ratio samplers decide, and bias them to all
+or none.
 """
 
 from __future__ import annotations

@@ -38,14 +38,14 @@ class Found(NamedTuple):
 
 
 def event_of_fact(fact: Fact) -> AnyEvent:
-    """The event at which `fact` stands: its end where that was reported, otherwise its start."""
+    """The event at which `fact` stands: its end where that was reported, else its start."""
     if fact.kind in (Kind.ENDED, Kind.TRANSACTION):
         return event_of(fact.stage, Phase.END)
     return event_of(fact.stage, Phase.COMPLETED if fact.closed else Phase.STARTED)
 
 
 def failure_of(h: History) -> Found | None:
-    """The issue of a transaction that failed: the memory sentence, or the first standing failure."""
+    """The issue of a failed transaction: the memory sentence, or the first standing failure."""
     standing = h.standing(_ALERTING)
     end = h.failed_end
     for attempt in standing:
@@ -120,7 +120,7 @@ _VARIABLE = re.compile(
 
 @lru_cache(maxsize=1024)
 def pattern_of(text: str) -> str:
-    """`text` with its ids as ``<id>`` and its numbers as ``<n>``: what many issues have in common."""
+    """`text` with its ids as ``<id>`` and its numbers as ``<n>``: what many have in common."""
     return _VARIABLE.sub(lambda m: "<id>" if m["id"] else "<n>", text)
 
 

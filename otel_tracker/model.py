@@ -1,4 +1,4 @@
-"""The words of the project as plain types: stages, events, statuses, facts, and the copies callers get.
+"""The words of the project as plain types: stages, events, statuses, facts, and callers' copies.
 
 Knows nothing of OpenTelemetry, locks or clocks. Times inside are integer nanoseconds (wall clock
 since the epoch, or monotonic where the name says so); public types carry aware UTC datetimes.
@@ -6,6 +6,7 @@ since the epoch, or monotonic where the name says so); public types carry aware 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,13 @@ MAX_STAGE_NAME: Final = 64
 """Longest stage name, in characters: span names must stay few and short."""
 
 
-class PipelineStage(Enum):
+class FastEnum(Enum):
+    """An `Enum` that hashes by identity, as it compares: `Enum`'s own hash is a Python call."""
+
+    __hash__ = object.__hash__
+
+
+class PipelineStage(FastEnum):
     """The events of the built-in audio pipeline, with the values the dashboard and dumps show."""
 
     AUDIO_RECEIVED = "audio_received"
@@ -36,7 +43,7 @@ class PipelineStage(Enum):
 class StageEvent:
     """An event of a stage that the user named: ``StageEvent("fetch_completed")``.
 
-    Stands wherever a `PipelineStage` does; ``.value`` and ``.name`` are those of the enum's members.
+    Stands wherever a `PipelineStage` does; ``.value`` and ``.name`` are like an enum member's.
     """
 
     value: str
@@ -50,7 +57,7 @@ class StageEvent:
 AnyEvent: TypeAlias = PipelineStage | StageEvent
 
 
-class TransactionStatus(Enum):
+class TransactionStatus(FastEnum):
     """Where a transaction stands. See docs/architecture.md for the table that decides it."""
 
     IN_PROGRESS = "in_progress"
@@ -74,7 +81,7 @@ class Outcome:
     """As the outcome of a stage's last attempt, each of these makes the transaction FAILED."""
 
 
-class Phase(Enum):
+class Phase(FastEnum):
     """What an event says about its stage."""
 
     STARTED = "started"
@@ -96,20 +103,21 @@ TRANSCRIPTION: Final = "transcription"
 MEMORY: Final = "memory"
 END: Final = "conversation"
 
-_BUILT_IN: Final[Mapping[str, Event]] = {
-    PipelineStage.AUDIO_RECEIVED.value: Event(PipelineStage.AUDIO_RECEIVED, AUDIO, Phase.AUDIO),
-    PipelineStage.TRANSCRIPTION_STARTED.value: Event(
+_BUILT_IN: Final[Mapping[PipelineStage, Event]] = {
+    PipelineStage.AUDIO_RECEIVED: Event(PipelineStage.AUDIO_RECEIVED, AUDIO, Phase.AUDIO),
+    PipelineStage.TRANSCRIPTION_STARTED: Event(
         PipelineStage.TRANSCRIPTION_STARTED, TRANSCRIPTION, Phase.STARTED
     ),
-    PipelineStage.TRANSCRIPTION_COMPLETED.value: Event(
+    PipelineStage.TRANSCRIPTION_COMPLETED: Event(
         PipelineStage.TRANSCRIPTION_COMPLETED, TRANSCRIPTION, Phase.COMPLETED
     ),
-    PipelineStage.MEMORY_STARTED.value: Event(PipelineStage.MEMORY_STARTED, MEMORY, Phase.STARTED),
-    PipelineStage.MEMORY_COMPLETED.value: Event(
-        PipelineStage.MEMORY_COMPLETED, MEMORY, Phase.COMPLETED
-    ),
-    PipelineStage.CONVERSATION_ENDED.value: Event(PipelineStage.CONVERSATION_ENDED, END, Phase.END),
+    PipelineStage.MEMORY_STARTED: Event(PipelineStage.MEMORY_STARTED, MEMORY, Phase.STARTED),
+    PipelineStage.MEMORY_COMPLETED: Event(PipelineStage.MEMORY_COMPLETED, MEMORY, Phase.COMPLETED),
+    PipelineStage.CONVERSATION_ENDED: Event(PipelineStage.CONVERSATION_ENDED, END, Phase.END),
 }
+
+
+_VALUES: Final = frozenset(stage.value for stage in PipelineStage)
 
 
 @lru_cache(maxsize=1024)
@@ -117,8 +125,8 @@ def _parse_event(text: str) -> Event | None:
     value = text.strip().lower()
     if value == AUDIO:
         value = PipelineStage.AUDIO_RECEIVED.value
-    if value in _BUILT_IN:
-        return _BUILT_IN[value]
+    if value in _VALUES:
+        return _BUILT_IN[PipelineStage(value)]
     for phase in (Phase.STARTED, Phase.COMPLETED):
         stage = value.removesuffix(f"_{phase.value}")
         if stage != value:
@@ -139,7 +147,7 @@ def parse_event(event: object) -> Event | None:
     name, which stands for its ``*_completed``.
     """
     if isinstance(event, PipelineStage):
-        return _BUILT_IN[event.value]
+        return _BUILT_IN[event]
     if isinstance(event, StageEvent):
         return _parse_event(event.value)
     if isinstance(event, str):
@@ -157,7 +165,7 @@ def parse_stage(stage: object) -> str | None:
 
 @lru_cache(maxsize=1024)
 def event_of(stage: str, phase: Phase) -> AnyEvent:
-    """The event of `stage` at `phase`: ``("memory", STARTED)`` is `PipelineStage.MEMORY_STARTED`."""
+    """The event of `stage` at `phase`: memory, STARTED is `PipelineStage.MEMORY_STARTED`."""
     if stage == AUDIO:
         return PipelineStage.AUDIO_RECEIVED
     if phase is Phase.END:
@@ -190,16 +198,22 @@ class Pipeline:
     stall_after: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in (self.name, *self.stages):
-            if not isinstance(name, str) or not _is_name(name):
+        stages = tuple(parse_stage(stage) or "" for stage in self.stages)
+        for given, name in ((self.name, self.name), *zip(self.stages, stages, strict=True)):
+            if not _is_name(name):
                 raise ValueError(
-                    f"Pipeline: {name!r} is no name; use 1 to {MAX_STAGE_NAME} printable characters"
+                    f"Pipeline: {given!r} is no name; use 1 to {MAX_STAGE_NAME} printable characters"
                 )
+        limits = {}
         for stage, seconds in self.stall_after.items():
-            if not isinstance(seconds, int | float) or not seconds > 0:
+            if not 0 < seconds < math.inf:
                 raise ValueError(
                     f"Pipeline: stall_after[{stage!r}] is {seconds!r}; use seconds greater than 0"
                 )
+            limits[parse_stage(stage) or stage] = seconds
+        # Stages are found again by their events, however the caller writes either.
+        object.__setattr__(self, "stages", stages)
+        object.__setattr__(self, "stall_after", limits)
 
 
 AUDIO_PIPELINE: Final = Pipeline("audio_pipeline", (AUDIO, TRANSCRIPTION, MEMORY))
@@ -212,7 +226,7 @@ NO_PIPELINE: Final = Pipeline("transaction")
 # --- facts ----------------------------------------------------------------------------------------
 
 
-class Kind(Enum):
+class Kind(FastEnum):
     """What a span of ours tells: the values of ``otel_tracker.kind``."""
 
     TRANSACTION = "transaction"  # the root
@@ -298,6 +312,71 @@ class Fact:
     end_metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     where: str = ""
     """Host, process and thread that do the work, for people."""
+
+    def seen(
+        self, at_ns: int, seen_ns: int, metadata: Mapping[str, Any], audio: AudioCount = NO_AUDIO
+    ) -> Fact:
+        """This one, open, with a newer sign of life. `dataclasses.replace` costs ten times more."""
+        return Fact(
+            self.trace_id,
+            self.span_id,
+            self.kind,
+            self.start_ns,
+            at_ns,
+            seen_ns,
+            False,
+            self.who,
+            self.stage,
+            self.key,
+            opened=self.opened,
+            parent_id=self.parent_id,
+            audio=audio,
+            metadata=metadata,
+            where=self.where,
+        )
+
+    def finished(
+        self,
+        at_ns: int,
+        seen_ns: int,
+        outcome: str,
+        *,
+        error: str = "",
+        error_type: str = "",
+        closed: bool = False,
+        reported_failure: bool = False,
+        end_metadata: Mapping[str, Any] = EMPTY,
+    ) -> Fact:
+        """This one, ended at that moment, never before its start."""
+        return Fact(
+            self.trace_id,
+            self.span_id,
+            self.kind,
+            self.start_ns,
+            max(at_ns, self.start_ns),
+            seen_ns,
+            True,
+            self.who,
+            self.stage,
+            self.key,
+            outcome,
+            error,
+            error_type,
+            self.opened,
+            closed,
+            reported_failure,
+            self.parent_id,
+            self.audio,
+            self.metadata,
+            end_metadata,
+            self.where,
+        )
+
+    @property
+    def told_ns(self) -> int:
+        """Wall clock at which its end was reported: a mark's length is only for Jaeger."""
+        is_mark = self.kind is Kind.ENDED or (self.kind is Kind.STAGE and not self.opened)
+        return self.start_ns if is_mark else self.at_ns
 
     @property
     def duration_s(self) -> float:

@@ -33,17 +33,68 @@ MAX_KEPT_TEXT: Final = 8_192
 """Longest string that is kept in the process, in characters."""
 MAX_KEPT_ITEMS: Final = 100
 MAX_KEPT_DEPTH: Final = 5
+_NUMBERS: Final = frozenset({bool, int, float})
 _MAX_INT: Final = 1 << 63  # OTLP carries 64-bit integers
 
 SENSITIVE_KEYS: Final = frozenset(
-    """
-    access_token api_key apikey auth authorization bearer client_secret completion completions
-    content cookie cookies credential credentials email e_mail email_address full_conversation
-    full_name input llm_response memory memory_text memories message messages mail name output
-    passphrase passwd password phone phone_number private_key prompt prompts prompt_used
-    extraction_prompt refresh_token response secret segment segments session_token summary text
-    token tokens transcript transcript_text transcription transcripts user_email user_name username
-    """.split()
+    [
+        "access_token",
+        "api_key",
+        "apikey",
+        "auth",
+        "authorization",
+        "bearer",
+        "client_secret",
+        "completion",
+        "completions",
+        "content",
+        "cookie",
+        "cookies",
+        "credential",
+        "credentials",
+        "email",
+        "e_mail",
+        "email_address",
+        "full_conversation",
+        "full_name",
+        "input",
+        "llm_response",
+        "memory",
+        "memory_text",
+        "memories",
+        "message",
+        "messages",
+        "mail",
+        "name",
+        "output",
+        "passphrase",
+        "passwd",
+        "password",
+        "phone",
+        "phone_number",
+        "private_key",
+        "prompt",
+        "prompts",
+        "prompt_used",
+        "extraction_prompt",
+        "refresh_token",
+        "response",
+        "secret",
+        "segment",
+        "segments",
+        "session_token",
+        "summary",
+        "text",
+        "token",
+        "tokens",
+        "transcript",
+        "transcript_text",
+        "transcription",
+        "transcripts",
+        "user_email",
+        "user_name",
+        "username",
+    ]
 )
 """Metadata under exactly these names (in lower case) stays in the process."""
 
@@ -83,16 +134,22 @@ def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in metadata.items():
         kind = type(value)
-        if type(key) is str and (
-            kind is int or kind is bool or kind is float or (kind is str and len(value) <= 64)
-        ):
-            result[key] = value if kind is not str else _clean_text(value)
+        if (type(key) is str and kind in _NUMBERS and -_MAX_INT <= value < _MAX_INT) or (type(key) is str and kind is str and len(value) <= MAX_KEY and value.isascii()):
+            result[key] = value
         else:
             if len(result) >= MAX_KEPT_ITEMS:
                 result["…"] = f"{len(metadata) - MAX_KEPT_ITEMS} more"
                 break
             result[_plain_key(key)] = plain(value)
     return result
+
+
+def merged_metadata(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain metadata that adds up over calls: the newer value wins, the oldest names go."""
+    merged = {**old, **new}
+    for key in list(merged)[: max(0, len(merged) - MAX_KEPT_ITEMS)]:
+        del merged[key]
+    return merged
 
 
 def plain(value: Any, depth: int = 0) -> Any:
@@ -124,13 +181,15 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict):
         return _plain_dict(value, depth)
     if isinstance(value, list | tuple | set | frozenset):
-        items = [plain(item, depth + 1) for item, _ in zip(value, range(MAX_KEPT_ITEMS))]
+        items = [
+            plain(item, depth + 1) for item, _ in zip(value, range(MAX_KEPT_ITEMS), strict=False)
+        ]
         return items if len(value) <= MAX_KEPT_ITEMS else [*items, f"<{len(value)} items in all>"]
     return f"<{type(value).__name__}>"
 
 
 def _plain_dict(value: dict[Any, Any], depth: int) -> dict[str, Any]:
-    result = {}
+    result: dict[str, Any] = {}
     for key, item in value.items():
         if len(result) >= MAX_KEPT_ITEMS:
             result["…"] = f"{len(value) - MAX_KEPT_ITEMS} more"
@@ -191,7 +250,7 @@ def exception_text(error: BaseException) -> str:
 
 
 def error_type_of(error: BaseException) -> str:
-    """The value of ``error.type`` for an exception: its qualified class name (semantic conventions)."""
+    """The ``error.type`` of an exception: its qualified class name, as the conventions ask."""
     kind = type(error)
     return (
         kind.__qualname__
@@ -222,10 +281,13 @@ class Privacy:
         """Plain metadata as span attributes: cleaned, and without what must not leave."""
         result: dict[str, AttributeValue] = {}
         for key, value in metadata.items():
-            is_number = isinstance(value, bool | int | float)
-            if value is None or (not is_number and key.lower() in self.sensitive_keys):
+            cleaned: AttributeValue | None
+            if type(value) in _NUMBERS:
+                cleaned = value
+            elif value is None or key.lower() in self.sensitive_keys:
                 continue
-            cleaned = value if is_number else self._value(value)
+            else:
+                cleaned = self._value(value)
             if cleaned is not None:
                 if len(result) >= MAX_EXPORTED_KEYS:
                     break
@@ -242,7 +304,7 @@ class Privacy:
 
     def user(self, user_id: str) -> tuple[str, str]:
         """The attribute and value for a user id: ``user.id``, or ``user.hash`` for an e-mail."""
-        if _LOOKS_LIKE_EMAIL.search(user_id):
+        if "@" in user_id and _LOOKS_LIKE_EMAIL.search(user_id):
             digest = hashlib.blake2b(
                 user_id.strip().lower().encode(), key=self.hash_key.encode()[:64], digest_size=16
             )
@@ -269,7 +331,7 @@ class Privacy:
             return {
                 key: self._without_sensitive(item)
                 for key, item in value.items()
-                if isinstance(item, bool | int | float) or key.lower() not in self.sensitive_keys
+                if type(item) in _NUMBERS or key.lower() not in self.sensitive_keys
             }
         if isinstance(value, list):
             return [self._without_sensitive(item) for item in value]

@@ -47,7 +47,7 @@ class Note:
             self.store.put(self)
 
     def fact(self) -> Fact:
-        """What the span stands at. `_queued` is cleared first, so that no later change is missed."""
+        """What the span stands at. `_queued` is cleared first: no later change is missed."""
         self._queued = False
         return self.end or self.start
 
@@ -63,25 +63,23 @@ class DashboardSpanProcessor(SpanProcessor):
     def __init__(self, store: Store, diagnostics: Diagnostics) -> None:
         self._store = store
         self._diagnostics = diagnostics
-        self._open: dict[tuple[int, int], Note] = {}
+        self._open: dict[int, Note] = {}
+        """Of our own spans, by span id: the recorder chose it."""
         self.enabled = True
-        """There is no way to remove a processor from a provider: switching it off is the next best."""
+        """A processor cannot be removed from its provider; it can be switched off."""
 
     def on_start(self, span: Span, parent_context: context_api.Context | None = None) -> None:
         """Takes the fact that a span began."""
         if not self.enabled:
             return
         try:
-            note = None
-            if parent_context is not None:
-                note = context_api.get_value(NOTE_KEY, parent_context)
+            note = None if parent_context is None else parent_context.get(NOTE_KEY)
             if note is None:
                 self._take_foreign(span)
             elif isinstance(note, Note) and note.store is self._store and not note.start_seen:
                 note.start_seen = True
                 note.put()
-                ids = span.get_span_context()
-                self._open[ids.trace_id, ids.span_id] = note
+                self._open[note.start.span_id] = note
         except Exception:
             self._diagnostics.error("processor", "the dashboard could not read a span's start")
 
@@ -91,9 +89,7 @@ class DashboardSpanProcessor(SpanProcessor):
             return
         try:
             ids = span.get_span_context()
-            if ids is None:
-                return
-            note = self._open.pop((ids.trace_id, ids.span_id), None)
+            note = None if ids is None else self._open.pop(ids.span_id, None)
             if note is None:
                 self._take_foreign(span)
             elif note.end is not None:

@@ -1,168 +1,45 @@
-"""Writes: transactions and stages as spans, each with the fact it stands for.
-
-Every open transaction has a handle. Handles are changed by single dictionary operations, which are
-atomic, and not under a lock: the garbage collector may end a span, and so come back here, anywhere.
-"""
+"""Writes: what callers report about transactions, stages and audio, as spans with their facts."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, Span, SpanKind, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind
 
 from . import semconv
 from .diagnostics import Diagnostics
-from .ids import LOW_HALF, format_id, new_span_id, new_trace_id, root_span_id
-from .model import (
-    AUDIO,
-    EMPTY,
-    MARK_NS,
-    AudioCount,
-    Fact,
-    Kind,
-    Outcome,
-    Pipeline,
-    Who,
-)
-from .privacy import MAX_EXPORTED_TEXT
-from .processor import NOTE_KEY, Note
+from .handles import Handle, OpenAudio, OpenSpan, OpenStage
+from .ids import format_id, new_span_id, new_trace_id, root_span_id
+from .model import AUDIO, EMPTY, MARK_NS, Fact, Kind, Outcome, Pipeline, Who
+from .privacy import MAX_EXPORTED_TEXT, merged_metadata
 from .settings import Settings
+from .spans import SpanWriter
 from .stacks import Worker
 from .store import Store
-from .telemetry import ChosenIds, Telemetry, remote_root
+from .telemetry import Telemetry, remote_root
+
+MAX_OPEN: Final = 200
+"""Most open stages of one transaction, and most stage names that its handle remembers."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
-class OpenStage:
-    """An open attempt: its span, its fact, and who works on it."""
-
-    __slots__ = ("by_event", "note", "number", "span", "worker")
-
-    def __init__(
-        self, span: Span, note: Note, number: int, *, by_event: bool, worker: Worker
-    ) -> None:
-        self.span = span
-        self.note = note
-        self.number = number
-        self.by_event = by_event
-        self.worker = worker
-
-    @property
-    def fact(self) -> Fact:
-        """The newest fact of this attempt while it is open."""
-        return self.note.start
-
-
-class AudioMeter:
-    """Cumulative audio of one transaction, beside its one span. Adding a chunk never waits."""
-
-    __slots__ = ("_base", "_count", "_lock", "_pending", "at_ns", "metadata", "note", "queued",
-                 "seen_ns", "span")  # fmt: skip
-
-    def __init__(self, base: Fact) -> None:
-        self._base = base
-        self._pending: deque[int] = deque()
-        self._lock = threading.Lock()
-        self._count = (0, 0, 0)
-        self.at_ns = base.at_ns
-        self.seen_ns = base.seen_ns
-        self.metadata: dict[str, Any] = {}
-        self.queued = False
-        self.span: Span = INVALID_SPAN
-        self.note: Note | None = None
-
-    def add(self, size: int) -> None:
-        """Counts one chunk of `size` bytes."""
-        self._pending.append(size)
-        self._add_up()
-
-    def _add_up(self) -> None:
-        # Whoever finds the lock free adds up what is pending; nobody waits, nothing is lost.
-        while self._pending and self._lock.acquire(blocking=False):
-            try:
-                chunks, total, last = self._count
-                for _ in range(len(self._pending)):
-                    last = self._pending.popleft()
-                    chunks += 1
-                    total += last
-                self._count = (chunks, total, last)
-            finally:
-                self._lock.release()
-
-    @property
-    def count(self) -> AudioCount:
-        """What came so far."""
-        self._add_up()
-        return AudioCount(*self._count)
-
-    def fact(self) -> Fact:
-        """The audio span as it stands; read when it is folded."""
-        self.queued = False
-        return self._copy(ended=False, outcome="")
-
-    def ended(self, outcome: str) -> Fact:
-        """The audio span, ended at its last chunk."""
-        return self._copy(ended=True, outcome=outcome)
-
-    def _copy(self, *, ended: bool, outcome: str) -> Fact:
-        base = self._base
-        return Fact(
-            base.trace_id, base.span_id, Kind.AUDIO, base.start_ns, self.at_ns, self.seen_ns, ended,
-            base.who, AUDIO, outcome=outcome, opened=True, closed=ended, parent_id=base.parent_id,
-            audio=self.count, metadata=dict(self.metadata), where=base.where,
-        )  # fmt: skip
-
-
-class Handle:
-    """One transaction as this process knows it while it may still write to it."""
-
-    __slots__ = (
-        "attempts", "attributes", "audio", "bad", "context", "offset_ns", "open", "pipeline",
-        "queued", "root", "root_note", "seen_ns", "text_id", "tracer", "trace_id", "who",
-    )  # fmt: skip
-
-    def __init__(
-        self, trace_id: int, who: Who, pipeline: Pipeline, tracer: trace.Tracer, offset_ns: int
-    ) -> None:
-        self.trace_id = trace_id
-        self.text_id = format_id(trace_id)
-        self.who = who
-        self.pipeline = pipeline
-        self.tracer = tracer
-        self.offset_ns = offset_ns
-        """Wall minus monotonic clock, fixed at the start: durations survive a step of the wall."""
-        self.attributes: dict[str, Any] = {}
-        """On every span of the transaction: Jaeger matches all tags of a search on one span."""
-        self.context = context_api.Context()
-        """Parent of the transaction's spans."""
-        self.root: Span | None = None
-        """The root while it is open here."""
-        self.root_note: Note | None = None
-        self.open: dict[tuple[str, str], OpenStage] = {}
-        self.attempts: dict[str, int] = {}
-        self.audio: dict[str, AudioMeter] = {}
-        """The meter of its one open audio span, if there is one."""
-        self.queued: dict[str, Fact] = {}
-        self.bad: dict[tuple[str, str], Fact] = {}
-        """Newest attempts that went wrong: what the end's verdict goes by."""
-        self.seen_ns = 0
-        """Monotonic moment of the last activity here."""
-
-    def wall_ns(self, monotonic_ns: int) -> int:
-        """The wall clock of this transaction at a monotonic moment."""
-        return monotonic_ns + self.offset_ns
+def _put_bounded(known: dict[K, V], key: K, value: V) -> None:
+    known[key] = value
+    if len(known) > MAX_OPEN:
+        known.pop(next(iter(list(known))), None)
 
 
 class Recorder:
     """Opens and ends the spans of transactions.
 
     Args:
-        store: where facts go that no processor took.
+        store: where facts go.
         telemetry: gives the tracer.
         settings: the options in force.
         diagnostics: where troubles go.
@@ -171,20 +48,19 @@ class Recorder:
     def __init__(
         self, store: Store, telemetry: Telemetry, settings: Settings, diagnostics: Diagnostics
     ) -> None:
-        self.settings = settings
-        self.privacy = settings.privacy
-        self._patience = settings.patience
         self._store = store
         self._clock = store.clock
         self._telemetry = telemetry
         self._diagnostics = diagnostics
+        self._spans = SpanWriter(store, diagnostics, settings.privacy)
         self._handles: OrderedDict[str, Handle] = OrderedDict()
         """By transaction id as text, which is what callers come with."""
+        self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
         """Takes new options; what is open goes on."""
         self.settings = settings
-        self.privacy = settings.privacy
+        self._privacy = self._spans.privacy = settings.privacy
         self._patience = settings.patience
 
     # --- handles --------------------------------------------------------------------------------
@@ -204,27 +80,34 @@ class Recorder:
     def create(self, who: Who, pipeline: Pipeline) -> Handle:
         """A new transaction: a new trace, its root span open."""
         handle = self._new_handle(new_trace_id(), who, pipeline)
-        now_ns = handle.seen_ns
-        wall_ns = handle.wall_ns(now_ns)
         caller = trace.get_current_span()
         attributes = {**handle.attributes, semconv.KIND: Kind.TRANSACTION.value}
         links = self._link_to(caller, attributes)
-        fact = Fact(
-            handle.trace_id, root_span_id(handle.trace_id), Kind.TRANSACTION, wall_ns, wall_ns,
-            now_ns, False, handle.who, where=Worker.where(),
-        )  # fmt: skip
-        span, note = self._start(
-            handle, pipeline.name, fact, attributes, kind=SpanKind.SERVER, links=links
+        root = handle.root = OpenSpan(
+            self._store,
+            Fact(
+                trace_id=handle.trace_id,
+                span_id=root_span_id(handle.trace_id),
+                kind=Kind.TRANSACTION,
+                start_ns=handle.seen_ns + handle.offset_ns,
+                at_ns=handle.seen_ns + handle.offset_ns,
+                seen_ns=handle.seen_ns,
+                ended=False,
+                who=handle.who,
+                where=Worker.where(),
+            ),
         )
-        handle.root, handle.root_note = span, note
-        handle.context = trace.set_span_in_context(span, context_api.Context())
-        if links:
-            self._link_back(caller, span)
+        self._spans.start(
+            handle, root, pipeline.name, attributes, kind=SpanKind.SERVER, links=links
+        )
+        handle.context = trace.set_span_in_context(root.span, context_api.Context())
+        if links and root.span.get_span_context().is_valid and caller.is_recording():
+            caller.add_link(root.span.get_span_context())
         self._register(handle)
         return handle
 
     def resume(self, trace_id: int, who: Who, pipeline: Pipeline) -> Handle:
-        """The handle of a transaction whose root is not open here: the trace goes on by id alone."""
+        """The handle of a transaction whose root is not open here: its id alone continues it."""
         known = self._handles.get(format_id(trace_id))
         if known is not None:
             return known
@@ -238,15 +121,15 @@ class Recorder:
         now_ns = self._clock.monotonic_ns()
         if who.pipeline != pipeline.name:
             who = who._replace(pipeline=pipeline.name)
-        handle = Handle(
-            trace_id, who, pipeline, self._telemetry.tracer(), self._clock.time_ns() - now_ns
-        )
+        offset_ns = self._clock.time_ns() - now_ns
+        handle = Handle(trace_id, who, pipeline, self._telemetry.tracer(), offset_ns)
         handle.seen_ns = now_ns
+        handle.last_ns = now_ns + offset_ns
         handle.attributes = self._identity(handle)
         return handle
 
     def _identity(self, handle: Handle) -> dict[str, Any]:
-        who, privacy = handle.who, self.privacy
+        who, privacy = handle.who, self._privacy
         attributes: dict[str, Any] = {semconv.TRANSACTION_ID: handle.text_id}
         if who.user_id:
             key, value = privacy.user(who.user_id)
@@ -269,7 +152,7 @@ class Recorder:
                 return
             self._diagnostics.warn(
                 "open_transactions",
-                "more than %d transactions are open; the oldest one's spans are ended. Raise "
+                "more than %d transactions are open; the spans of the oldest are ended. Raise "
                 "OTEL_TRACKER_OPEN_TRANSACTIONS, or tell the end of transactions",
                 self.settings.open_transactions,
             )
@@ -285,10 +168,33 @@ class Recorder:
             attributes[semconv.HTTP_ROUTE] = route[:MAX_EXPORTED_TEXT]
         return (Link(context),)
 
-    def _link_back(self, caller: Span, root: Span) -> None:
-        context = root.get_span_context()
-        if context.is_valid and caller.is_recording():
-            caller.add_link(context)
+    def _touch(self, handle: Handle) -> int:
+        now_ns = handle.seen_ns = self._clock.monotonic_ns()
+        wall_ns = now_ns + handle.offset_ns
+        if wall_ns <= handle.last_ns:
+            # Two events at one reading of the clock: the later call is the later event.
+            handle.offset_ns += handle.last_ns + 1 - wall_ns
+        handle.last_ns = now_ns + handle.offset_ns
+        return now_ns
+
+    def _fact(
+        self, handle: Handle, kind: Kind, seen_ns: int, *, ended: bool, stage: str = "", **more: Any
+    ) -> Fact:
+        """A fact of a child of the root, at the moment `seen_ns`."""
+        wall_ns = seen_ns + handle.offset_ns
+        more.setdefault("start_ns", wall_ns)
+        more.setdefault("at_ns", wall_ns)
+        more.setdefault("parent_id", root_span_id(handle.trace_id))
+        return Fact(
+            trace_id=handle.trace_id,
+            span_id=new_span_id(),
+            kind=kind,
+            seen_ns=seen_ns,
+            ended=ended,
+            who=handle.who,
+            stage=stage,
+            **more,
+        )
 
     # --- stages ---------------------------------------------------------------------------------
 
@@ -303,22 +209,38 @@ class Recorder:
     ) -> OpenStage:
         """Opens an attempt. Earlier stages that events left open are closed first."""
         now_ns = self._touch(handle)
-        self._close_before(handle, stage, key, now_ns)
-        self._take_from_queue(handle, stage, now_ns)
-        number = handle.attempts[stage] = handle.attempts.get(stage, 0) + 1
-        wall_ns = now_ns + handle.offset_ns
+        number = self._begin(handle, stage, key, now_ns)
         worker = Worker.current()
-        fact = Fact(
-            handle.trace_id, new_span_id(), Kind.STAGE, wall_ns, wall_ns, now_ns, False, handle.who,
-            stage, key, opened=True, parent_id=handle.trace_id & LOW_HALF, metadata=metadata,
-            where=worker.name,
-        )  # fmt: skip
+        wall_ns = now_ns + handle.offset_ns
+        opened = OpenStage(
+            self._store,
+            Fact(
+                trace_id=handle.trace_id,
+                span_id=new_span_id(),
+                kind=Kind.STAGE,
+                start_ns=wall_ns,
+                at_ns=wall_ns,
+                seen_ns=now_ns,
+                ended=False,
+                who=handle.who,
+                stage=stage,
+                key=key,
+                opened=True,
+                parent_id=root_span_id(handle.trace_id),
+                metadata=metadata,
+                where=worker.name,
+            ),
+            number,
+            by_event=by_event,
+            worker=worker,
+        )
         attributes = self._stage_attributes(handle, stage, key, number)
         if metadata:
-            attributes.update(self.privacy.attributes(metadata))
-        span, note = self._start(handle, stage, fact, attributes)
-        opened = OpenStage(span, note, number, by_event=by_event, worker=worker)
+            attributes.update(self._privacy.attributes(metadata))
+        self._spans.start(handle, opened, stage, attributes)
         handle.open[stage, key] = opened
+        if len(handle.open) > MAX_OPEN:
+            self._abandon_oldest(handle)
         return opened
 
     def end_stage(
@@ -331,7 +253,6 @@ class Recorder:
         error: str = "",
         error_type: str = "",
         reported: bool = True,
-        at_seen_ns: int | None = None,
     ) -> None:
         """Ends an attempt, once: whoever took it out of ``handle.open`` calls this.
 
@@ -343,30 +264,29 @@ class Recorder:
             error: the message; also kept with a success that a caller gave one with.
             error_type: the exception's class, where known.
             reported: whether the caller said so (False: it was inferred).
-            at_seen_ns: monotonic moment of the end; now by default.
         """
-        start = opened.note.start
-        now_ns = self._touch(handle) if at_seen_ns is None else at_seen_ns
-        wall_ns = max(now_ns + handle.offset_ns, start.start_ns)
-        bad = outcome in Outcome.BAD
-        end = Fact(
-            start.trace_id, start.span_id, Kind.STAGE, start.start_ns, wall_ns,
-            max(now_ns, start.seen_ns), True, start.who, start.stage, start.key, outcome, error,
-            error_type, start.opened, reported, outcome == Outcome.FAILURE, start.parent_id,
-            start.audio, start.metadata, metadata, start.where,
-        )  # fmt: skip
-        self._judge_for_end(handle, end, bad)
+        start = opened.start
+        now_ns = self._touch(handle)
+        end = start.finished(
+            now_ns + handle.offset_ns,
+            now_ns,
+            outcome,
+            error=error,
+            error_type=error_type,
+            closed=reported,
+            reported_failure=reported and outcome == Outcome.FAILURE,
+            end_metadata=metadata,
+        )
         attributes: dict[str, Any] = {semconv.STAGE_OUTCOME: outcome}
-        if not reported and outcome == Outcome.SUCCESS:
-            attributes[semconv.STAGE_INFERRED] = True
         if metadata:
-            attributes.update(self.privacy.attributes(metadata))
+            attributes.update(self._privacy.attributes(metadata))
         if outcome == Outcome.SKIPPED:
             opened.span.update_name(semconv.name_of_skip(start.stage))
-            attributes[semconv.SKIP_REASON] = self.privacy.message(error)
-        if bad:
-            self._set_error(opened.span, end, attributes)
-        self._end(opened.span, opened.note, end, attributes)
+            attributes[semconv.SKIP_REASON] = self._privacy.message(error)
+        elif not reported and outcome == Outcome.SUCCESS:
+            attributes[semconv.STAGE_INFERRED] = True
+        self._note_bad(handle, end)
+        self._spans.end(opened, end, attributes)
 
     def mark_stage(
         self,
@@ -379,76 +299,87 @@ class Recorder:
         error_type: str = "",
         is_start: bool = False,
     ) -> None:
-        """An attempt of no length: its end came without a start (`is_start`: a start that failed)."""
+        """An attempt of no length: an end without a start, or (`is_start`) a start that failed."""
         now_ns = self._touch(handle)
-        self._close_before(handle, stage, "", now_ns)
-        self._take_from_queue(handle, stage, now_ns)
-        number = handle.attempts[stage] = handle.attempts.get(stage, 0) + 1
-        wall_ns = now_ns + handle.offset_ns
-        failed = outcome == Outcome.FAILURE
-        span_id, worker = new_span_id(), Worker.current()
-        given_at_start, given_at_end = (metadata, EMPTY) if is_start else (EMPTY, metadata)
-        fact = Fact(
-            handle.trace_id, span_id, Kind.STAGE, wall_ns, wall_ns + MARK_NS, now_ns, True,
-            handle.who, stage, "", outcome, error, error_type, is_start, not is_start, failed,
-            handle.trace_id & LOW_HALF, metadata=given_at_start, end_metadata=given_at_end,
-            where=worker.name,
-        )  # fmt: skip
-        self._judge_for_end(handle, fact, failed)
+        number = self._begin(handle, stage, "", now_ns)
+        fact = self._fact(
+            handle,
+            Kind.STAGE,
+            now_ns,
+            ended=True,
+            stage=stage,
+            at_ns=now_ns + handle.offset_ns + MARK_NS,
+            outcome=outcome,
+            error=error,
+            error_type=error_type,
+            opened=is_start,
+            closed=not is_start,
+            reported_failure=outcome == Outcome.FAILURE,
+            metadata=metadata if is_start else EMPTY,
+            end_metadata=EMPTY if is_start else metadata,
+            where=Worker.where(),
+        )
         attributes = self._stage_attributes(handle, stage, "", number)
         attributes[semconv.STAGE_OUTCOME] = outcome
         if not is_start:
             attributes[semconv.STAGE_MARK] = True
-        attributes.update(self.privacy.attributes(metadata))
+        attributes.update(self._privacy.attributes(metadata))
         name = stage
         if outcome == Outcome.SKIPPED:
             name = semconv.name_of_skip(stage)
-            attributes[semconv.SKIP_REASON] = self.privacy.message(error)
-        self._span_at_once(handle, name, fact, attributes)
+            attributes[semconv.SKIP_REASON] = self._privacy.message(error)
+        self._note_bad(handle, fact)
+        self._spans.at_once(handle, fact, name, attributes)
 
     def progress(self, handle: Handle, stage: str | None, metadata: Mapping[str, Any]) -> None:
         """Somebody is at work: on the open attempts of `stage`, or on the transaction."""
         now_ns = self._touch(handle)
-        touched = [o for o in list(handle.open.values()) if stage in (None, o.fact.stage)]
+        touched = [o for o in list(handle.open.values()) if stage in (None, o.start.stage)]
         for opened in touched:
             self._progress_of(handle, opened, now_ns, metadata)
-        if not touched and handle.root_note is not None and handle.root is not None:
-            note = handle.root_note
-            note.start = replace(note.start, at_ns=now_ns + handle.offset_ns, seen_ns=now_ns)
-            note.put()
+        root = handle.root
+        if not touched and root is not None:
+            root.start = root.start.seen(now_ns + handle.offset_ns, now_ns, EMPTY)
+            root.put()
 
     def _progress_of(
         self, handle: Handle, opened: OpenStage, now_ns: int, metadata: Mapping[str, Any] = EMPTY
     ) -> None:
-        old = opened.note.start
-        opened.note.start = replace(
-            old,
-            at_ns=now_ns + handle.offset_ns,
-            seen_ns=now_ns,
-            metadata={**old.metadata, **metadata} if metadata else old.metadata,
-        )
-        opened.note.put()
+        old = opened.start
+        merged = merged_metadata(old.metadata, metadata) if metadata else old.metadata
+        opened.start = old.seen(now_ns + handle.offset_ns, now_ns, merged)
+        opened.put()
         if metadata:
-            opened.span.set_attributes(self.privacy.attributes(metadata))
+            opened.span.set_attributes(self._privacy.attributes(metadata))
 
     def _stage_attributes(
         self, handle: Handle, stage: str, key: str, number: int
     ) -> dict[str, Any]:
         attributes = {
             **handle.attributes,
-            semconv.KIND: Kind.STAGE.value,
+            semconv.KIND: "stage",
             semconv.STAGE: stage,
             semconv.STAGE_ATTEMPT: number,
         }
         if key:
-            attributes[semconv.STAGE_KEY] = self.privacy.identifier(key)
+            attributes[semconv.STAGE_KEY] = self._privacy.identifier(key)
         return attributes
 
-    def _judge_for_end(self, handle: Handle, fact: Fact, bad: bool) -> None:
-        if bad:
-            handle.bad[fact.stage, fact.key] = fact
+    def _note_bad(self, handle: Handle, fact: Fact) -> None:
+        if fact.outcome in Outcome.BAD:
+            _put_bounded(handle.bad, (fact.stage, fact.key), fact)
         elif handle.bad:
             handle.bad.pop((fact.stage, fact.key), None)
+
+    def _begin(self, handle: Handle, stage: str, key: str, now_ns: int) -> int:
+        """What a new attempt says about others; the number of this one."""
+        if handle.open:
+            self._close_before(handle, stage, key, now_ns)
+        if handle.queued:
+            self._take_from_queue(handle, stage, now_ns)
+        number = handle.attempts.get(stage, 0) + 1
+        _put_bounded(handle.attempts, stage, number)
+        return number
 
     def _close_before(self, handle: Handle, stage: str, key: str, now_ns: int) -> None:
         """Closes what events left open and `stage` shows to be over.
@@ -456,14 +387,9 @@ class Recorder:
         Callers seldom report that a stage completed: the begin of a later declared stage says it.
         A new start of the same stage says that the earlier attempt was given up.
         """
-        if not handle.open:
-            return
         again = handle.open.get((stage, key))
         if again is not None and again.by_event and handle.open.pop((stage, key), None) is again:
-            self.end_stage(
-                handle, again, Outcome.ABANDONED, error="left open; it was started again",
-                error_type=Outcome.ABANDONED, reported=False,
-            )  # fmt: skip
+            self._abandon(handle, again, "left open; it was started again")
         declared = handle.pipeline.stages
         if stage in declared:
             earlier = declared[: declared.index(stage)]
@@ -475,41 +401,46 @@ class Recorder:
             if opened is None or not opened.by_event or handle.open.pop(key, None) is not opened:
                 continue
             limit_ns = self._patience.limit_ns(key[0], handle.pipeline)
-            if now_ns - opened.fact.seen_ns >= limit_ns:
-                self.end_stage(
-                    handle, opened, Outcome.ABANDONED, error="left open, and silent too long",
-                    error_type=Outcome.ABANDONED, reported=False,
-                )  # fmt: skip
+            if now_ns - opened.start.seen_ns >= limit_ns:
+                self._abandon(handle, opened, "left open, and silent too long")
             else:
                 self.end_stage(handle, opened, Outcome.SUCCESS, reported=False)
+
+    def _abandon(self, handle: Handle, opened: OpenStage, reason: str) -> None:
+        outcome = Outcome.ABANDONED
+        self.end_stage(handle, opened, outcome, error=reason, error_type=outcome, reported=False)
+
+    def _abandon_oldest(self, handle: Handle) -> None:
+        for key in list(handle.open)[:1]:
+            oldest = handle.open.pop(key, None)
+            if oldest is not None:
+                self._diagnostics.warn(
+                    "open_stages",
+                    "a transaction has more than %d open stages; the oldest is ended. Report their "
+                    "*_completed events",
+                    MAX_OPEN,
+                )
+                self._abandon(handle, oldest, "left open, among too many others")
 
     # --- queues, details ------------------------------------------------------------------------
 
     def queue(self, handle: Handle, stage: str) -> None:
         """The stage waits for a worker from now on. Its span is made when it is taken."""
-        now_ns = self._touch(handle)
-        wall_ns = now_ns + handle.offset_ns
-        fact = Fact(
-            handle.trace_id, new_span_id(), Kind.QUEUED, wall_ns, wall_ns, now_ns, False, handle.who,
-            stage, parent_id=handle.trace_id & LOW_HALF,
-        )  # fmt: skip
-        handle.queued[stage] = fact
-        self._store.put(fact)
+        wait = self._fact(handle, Kind.QUEUED, self._touch(handle), ended=False, stage=stage)
+        _put_bounded(handle.queued, stage, wait)
+        self._store.put(wait)
 
     def _take_from_queue(self, handle: Handle, stage: str, now_ns: int) -> None:
-        if not handle.queued:
-            return
         wait = handle.queued.pop(stage, None)
         if wait is None:
             return
-        taken = Fact(
-            wait.trace_id, wait.span_id, Kind.QUEUED, wait.start_ns, now_ns + handle.offset_ns,
-            now_ns, True, wait.who, stage, outcome=Outcome.SUCCESS, parent_id=wait.parent_id,
-        )  # fmt: skip
+        taken = wait.finished(now_ns + handle.offset_ns, now_ns, Outcome.SUCCESS)
         attributes = {
-            **handle.attributes, semconv.KIND: Kind.QUEUED.value, semconv.STAGE: stage,
-        }  # fmt: skip
-        self._span_at_once(handle, semconv.name_of_wait(stage), taken, attributes)
+            **handle.attributes,
+            semconv.KIND: Kind.QUEUED.value,
+            semconv.STAGE: stage,
+        }
+        self._spans.at_once(handle, taken, semconv.name_of_wait(stage), attributes)
 
     def detail(
         self,
@@ -522,72 +453,79 @@ class Recorder:
     ) -> None:
         """A finished child that decides nothing, such as one extraction. It ends now."""
         now_ns = self._touch(handle)
-        wall_ns = now_ns + handle.offset_ns
-        parent = next(iter(handle.open.values()), None)
-        fact = Fact(
-            handle.trace_id, new_span_id(), Kind.DETAIL, wall_ns - duration_ns, wall_ns, now_ns, True,
-            handle.who, outcome=Outcome.SUCCESS if error is None else Outcome.FAILURE,
-            error=error or "", parent_id=parent.fact.span_id if parent else handle.trace_id & LOW_HALF,
-        )  # fmt: skip
+        parent = next(iter(list(handle.open.values())), None)
+        context = None
+        more: dict[str, Any] = {}
+        if parent is not None:
+            context = trace.set_span_in_context(parent.span, context_api.Context())
+            more["parent_id"] = parent.start.span_id
+            self._progress_of(handle, parent, now_ns)
+        fact = self._fact(
+            handle,
+            Kind.DETAIL,
+            now_ns,
+            ended=True,
+            start_ns=now_ns + handle.offset_ns - duration_ns,
+            outcome=Outcome.SUCCESS if error is None else Outcome.FAILURE,
+            error=error or "",
+            **more,
+        )
         attributes = {
             **handle.attributes,
             semconv.KIND: Kind.DETAIL.value,
-            **self.privacy.attributes(metadata),
+            **self._privacy.attributes(metadata),
         }
-        context = handle.context
-        if parent is not None:
-            context = trace.set_span_in_context(parent.span, context_api.Context())
-            self._progress_of(handle, parent, now_ns)
-        self._span_at_once(handle, name, fact, attributes, context=context)
+        self._spans.at_once(handle, fact, name, attributes, context=context)
 
     # --- audio ----------------------------------------------------------------------------------
 
     def audio(self, handle: Handle, size: int | None, metadata: Mapping[str, Any] = EMPTY) -> None:
         """Audio came: one chunk of `size` bytes, or (None) only the word that audio began."""
-        meter = handle.audio.get(AUDIO) or self._start_audio(handle)
-        now_ns = self._clock.monotonic_ns()
-        handle.seen_ns = now_ns
+        opened = handle.audio.get(AUDIO) or self._start_audio(handle)
+        now_ns = handle.seen_ns = self._clock.monotonic_ns()
         if size is not None:
-            meter.add(size)
+            opened.add(size)
         if metadata:
-            meter.metadata.update(metadata)
-        meter.seen_ns = now_ns
-        meter.at_ns = now_ns + handle.offset_ns
-        if not meter.queued:
-            meter.queued = True
-            self._store.put(meter)
+            opened.metadata = merged_metadata(opened.metadata, metadata)
+        opened.seen_ns = now_ns
+        opened.at_ns = now_ns + handle.offset_ns
+        opened.put()
 
-    def _start_audio(self, handle: Handle) -> AudioMeter:
-        now_ns = self._clock.monotonic_ns()
-        wall_ns = now_ns + handle.offset_ns
-        fact = Fact(
-            handle.trace_id, new_span_id(), Kind.AUDIO, wall_ns, wall_ns, now_ns, False, handle.who,
-            AUDIO, opened=True, parent_id=handle.trace_id & LOW_HALF, where=Worker.where(),
-        )  # fmt: skip
-        meter = AudioMeter(fact)
-        first = handle.audio.setdefault(AUDIO, meter)
-        if first is not meter:
-            return first  # another thread was faster
-        attributes = {
-            **handle.attributes, semconv.KIND: Kind.AUDIO.value, semconv.STAGE: AUDIO,
-        }  # fmt: skip
-        meter.span, meter.note = self._start(handle, AUDIO, fact, attributes)
-        return meter
+    def _start_audio(self, handle: Handle) -> OpenAudio:
+        fact = self._fact(
+            handle,
+            Kind.AUDIO,
+            self._clock.monotonic_ns(),
+            ended=False,
+            stage=AUDIO,
+            opened=True,
+            where=Worker.where(),
+        )
+        opened = OpenAudio(self._store, fact)
+        first = handle.audio.setdefault(AUDIO, opened)
+        if first is opened:  # otherwise another thread was faster
+            attributes = {
+                **handle.attributes,
+                semconv.KIND: Kind.AUDIO.value,
+                semconv.STAGE: AUDIO,
+            }
+            self._spans.start(handle, opened, AUDIO, attributes)
+        return first
 
     def end_audio(self, handle: Handle, outcome: str = Outcome.SUCCESS) -> None:
         """Ends the audio span at the time of its last chunk."""
-        meter = handle.audio.pop(AUDIO, None)
-        if meter is None or meter.note is None:
+        opened = handle.audio.pop(AUDIO, None)
+        if opened is None:
             return
-        end = meter.ended(outcome)
+        end = opened.standing().finished(opened.at_ns, opened.seen_ns, outcome, closed=True)
         attributes: dict[str, Any] = {
             semconv.STAGE_OUTCOME: outcome,
             semconv.AUDIO_CHUNKS: end.audio.chunks,
             semconv.AUDIO_BYTES: end.audio.bytes,
             semconv.AUDIO_LAST_SIZE: end.audio.last_size,
-            **self.privacy.attributes(meter.metadata),
+            **self._privacy.attributes(end.metadata),
         }
-        self._end(meter.span, meter.note, end, attributes)
+        self._spans.end(opened, end, attributes)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -602,240 +540,158 @@ class Recorder:
     ) -> None:
         """The caller tells the end: on the root where it is open here, otherwise as a child."""
         now_ns = self._touch(handle)
-        self._infer(handle, list(handle.open), now_ns)
+        if handle.open:
+            self._infer(handle, list(handle.open), now_ns)
         self.end_audio(handle)
         bad = list(handle.bad.values())
+        outcome = Outcome.SUCCESS
         if not success:
             outcome = Outcome.FAILURE
         elif bad:
             only_cancelled = all(f.outcome == Outcome.CANCELLED for f in bad)
             outcome = Outcome.CANCELLED if only_cancelled else Outcome.FAILURE
             error, error_type = error or bad[0].error, error_type or bad[0].error_type
-        else:
-            outcome = Outcome.SUCCESS
         self._tell_end(
-            handle, outcome, now_ns, error=error, error_type=error_type, metadata=metadata,
-            reported=True, reported_failure=not success,
-        )  # fmt: skip
-        if not handle.open:
-            self._handles.pop(handle.text_id, None)
+            handle,
+            now_ns,
+            outcome=outcome,
+            error=error,
+            error_type=error_type,
+            closed=True,
+            reported_failure=not success,
+            end_metadata=metadata,
+        )
+        self.drop(handle)
 
     def tell_verdict(self, handle: Handle, outcome: str, *, error: str, error_type: str) -> None:
         """What the transaction came to, where nobody told the end: at its last local activity."""
         self.end_audio(handle)
-        self._tell_end(
-            handle, outcome, handle.seen_ns, error=error, error_type=error_type, metadata=EMPTY,
-            reported=False, reported_failure=False,
-        )  # fmt: skip
+        self._tell_end(handle, handle.seen_ns, outcome=outcome, error=error, error_type=error_type)
 
     def _tell_end(
         self,
         handle: Handle,
-        outcome: str,
         seen_ns: int,
         *,
-        error: str,
-        error_type: str,
-        metadata: Mapping[str, Any],
-        reported: bool,
-        reported_failure: bool,
+        outcome: str,
+        end_metadata: Mapping[str, Any] = EMPTY,
+        **told: Any,
     ) -> None:
-        wall_ns = seen_ns + handle.offset_ns
-        root_id = handle.trace_id & LOW_HALF
-        attributes: dict[str, Any] = {semconv.OUTCOME: outcome, **self.privacy.attributes(metadata)}
-        root, handle.root = handle.root, None
-        note = handle.root_note
-        if root is not None and note is not None:
-            start = note.start
-            end = Fact(
-                handle.trace_id, root_id, Kind.TRANSACTION, start.start_ns,
-                max(wall_ns, start.start_ns), seen_ns, True, handle.who, "", "", outcome, error,
-                error_type, False, reported, reported_failure, end_metadata=metadata,
-                where=start.where,
-            )  # fmt: skip
-            if outcome == Outcome.FAILURE:
-                self._set_error(root, end, attributes)
-            self._end(root, note, end, attributes)
+        attributes: dict[str, Any] = {semconv.OUTCOME: outcome}
+        if end_metadata:
+            attributes.update(self._privacy.attributes(end_metadata))
+        if handle.root is not None:
+            self._end_root(
+                handle, seen_ns, attributes, outcome=outcome, end_metadata=end_metadata, **told
+            )
             return
-        mark = Fact(
-            handle.trace_id, new_span_id(), Kind.ENDED, wall_ns, wall_ns + MARK_NS, seen_ns, True,
-            handle.who, "", "", outcome, error, error_type, False, reported, reported_failure,
-            root_id, end_metadata=metadata,
-        )  # fmt: skip
-        attributes = {
-            **handle.attributes, semconv.KIND: Kind.ENDED.value, **attributes,
-        }  # fmt: skip
-        self._span_at_once(handle, semconv.name_of_end(outcome), mark, attributes)
+        fact = self._fact(
+            handle,
+            Kind.ENDED,
+            seen_ns,
+            ended=True,
+            at_ns=seen_ns + handle.offset_ns + MARK_NS,
+            outcome=outcome,
+            end_metadata=end_metadata,
+            **told,
+        )
+        attributes = {**handle.attributes, semconv.KIND: Kind.ENDED.value, **attributes}
+        self._spans.at_once(handle, fact, semconv.name_of_end(outcome), attributes)
 
     def end_root(self, handle: Handle, outcome: str = "") -> None:
         """Ends the root where it is open here, at its last local activity, without a verdict.
 
-        Jaeger gives a trace its name from its root, and an end of the root says nothing of the work.
+        Jaeger names a trace after its root; that the root ended says nothing of the work.
         """
+        attributes = {semconv.OUTCOME: outcome} if outcome else {}
+        self._end_root(handle, handle.seen_ns, attributes, outcome=outcome)
+
+    def _end_root(
+        self, handle: Handle, seen_ns: int, attributes: Mapping[str, Any], **told: Any
+    ) -> None:
         root, handle.root = handle.root, None
-        note = handle.root_note
-        if root is None or note is None:
+        if root is None:
             return
-        start = note.start
-        wall_ns = max(handle.seen_ns + handle.offset_ns, start.start_ns)
-        end = Fact(
-            start.trace_id, start.span_id, Kind.TRANSACTION, start.start_ns, wall_ns,
-            handle.seen_ns, True, handle.who, outcome=outcome, where=start.where,
-        )  # fmt: skip
-        self._end(root, note, end, {semconv.OUTCOME: outcome} if outcome else {})
+        end = root.start.finished(seen_ns + handle.offset_ns, seen_ns, **told)
+        self._spans.end(root, end, attributes)
 
     def hand_over(self, handle: Handle) -> None:
         """Others carry on: audio and root end here, and silence is no stall in this view."""
         now_ns = self._touch(handle)
-        wall_ns = now_ns + handle.offset_ns
         self.end_audio(handle)
-        self._store.put(
-            Fact(
-                handle.trace_id,
-                new_span_id(),
-                Kind.HANDED_OVER,
-                wall_ns,
-                wall_ns,
-                now_ns,
-                True,
-                handle.who,
-            )  # fmt: skip
-        )
+        self._store.put(self._fact(handle, Kind.HANDED_OVER, now_ns, ended=True))
         self.end_root(handle)
-        if not handle.open:
-            self._handles.pop(handle.text_id, None)
+        handle.queued.clear()
+        self.drop(handle)
 
     def release(self, handle: Handle, outcome: str, reason: str) -> None:
         """Ends whatever is open of this transaction as `outcome` and drops its handle."""
-        self._handles.pop(handle.text_id, None)
         for key in list(handle.open):
             opened = handle.open.pop(key, None)
             if opened is not None:
                 self.end_stage(
                     handle, opened, outcome, error=reason, error_type=outcome, reported=False
                 )
+        handle.queued.clear()
         self.end_audio(handle, outcome)
         self.end_root(handle, outcome if outcome == Outcome.INTERRUPTED else "")
+        self.drop(handle)
 
     def drop(self, handle: Handle) -> None:
-        """Forgets a handle with nothing open."""
-        if handle.root is None and not handle.audio and not handle.open:
+        """Forgets a handle with nothing open or waiting."""
+        if handle.root is None and not (handle.audio or handle.open or handle.queued):
             self._handles.pop(handle.text_id, None)
 
     # --- stalls ---------------------------------------------------------------------------------
 
     def open_stage_of(self, handle: Handle, span_id: int) -> OpenStage | None:
         """The open attempt with this span id, if it is open here."""
-        return next((o for o in list(handle.open.values()) if o.fact.span_id == span_id), None)
+        return next((o for o in list(handle.open.values()) if o.start.span_id == span_id), None)
 
     def tell_stall(self, handle: Handle, opened: OpenStage, reason: str, stack: str) -> None:
         """One finished child of the root, at once: from the last progress to now.
 
         A child of the stage itself would float in Jaeger until the stage has ended.
         """
-        attempt = opened.fact
-        now_ns = self._clock.monotonic_ns()
-        fact = Fact(
-            handle.trace_id, new_span_id(), Kind.STALLED, attempt.at_ns, now_ns + handle.offset_ns,
-            now_ns, True, handle.who, attempt.stage, attempt.key, Outcome.FAILURE, reason,
-            semconv.STALLED, parent_id=handle.trace_id & LOW_HALF, where=attempt.where,
-        )  # fmt: skip
+        attempt = opened.start
+        fact = self._fact(
+            handle,
+            Kind.STALLED,
+            self._clock.monotonic_ns(),
+            ended=True,
+            stage=attempt.stage,
+            key=attempt.key,
+            start_ns=attempt.at_ns,
+            outcome=Outcome.FAILURE,
+            error=reason,
+            error_type=semconv.STALLED,
+            where=attempt.where,
+        )
         attributes = self._stage_attributes(handle, attempt.stage, attempt.key, opened.number)
         attributes[semconv.KIND] = Kind.STALLED.value
-        self._span_at_once(
-            handle, semconv.name_of_stall(attempt.stage), fact, attributes,
-            stack=stack if self.settings.export_text else "",
-        )  # fmt: skip
+        if not self.settings.export_text:
+            stack = ""
+        name = semconv.name_of_stall(attempt.stage)
+        self._spans.at_once(handle, fact, name, attributes, stack=stack)
         self.end_root(handle)
 
     def tell_recovery(self, handle: Handle, attempt: Fact) -> None:
         """A mark of the first progress after a told stall."""
-        fact = Fact(
-            handle.trace_id, new_span_id(), Kind.RECOVERED, attempt.at_ns, attempt.at_ns + MARK_NS,
-            attempt.seen_ns, True, handle.who, attempt.stage, attempt.key, Outcome.SUCCESS,
-            parent_id=handle.trace_id & LOW_HALF, where=attempt.where,
-        )  # fmt: skip
+        fact = self._fact(
+            handle,
+            Kind.RECOVERED,
+            attempt.seen_ns,
+            ended=True,
+            stage=attempt.stage,
+            key=attempt.key,
+            start_ns=attempt.at_ns,
+            at_ns=attempt.at_ns + MARK_NS,
+            outcome=Outcome.SUCCESS,
+            where=attempt.where,
+        )
         attributes = {
             **handle.attributes,
             semconv.KIND: Kind.RECOVERED.value,
             semconv.STAGE: attempt.stage,
         }
-        self._span_at_once(handle, semconv.name_of_recovery(attempt.stage), fact, attributes)
-
-    # --- spans ----------------------------------------------------------------------------------
-
-    def _touch(self, handle: Handle) -> int:
-        now_ns = handle.seen_ns = self._clock.monotonic_ns()
-        return now_ns
-
-    def _start(
-        self,
-        handle: Handle,
-        name: str,
-        fact: Fact,
-        attributes: Mapping[str, Any],
-        *,
-        kind: SpanKind = SpanKind.INTERNAL,
-        links: tuple[Link, ...] = (),
-        context: context_api.Context | None = None,
-    ) -> tuple[Span, Note]:
-        """Starts a span that carries `fact`; folds the fact itself where no processor takes it."""
-        note = Note(self._store, fact)
-        parent = handle.context if context is None else context
-        ChosenIds.choose(fact.trace_id, fact.span_id)
-        try:
-            span = handle.tracer.start_span(
-                name,
-                context=context_api.set_value(NOTE_KEY, note, parent),
-                kind=kind,
-                attributes=attributes,
-                links=links,
-                start_time=fact.start_ns,
-            )
-        except Exception:
-            self._diagnostics.error("start_span", "OpenTelemetry could not start a span")
-            span = INVALID_SPAN
-        finally:
-            ChosenIds.choose(0, 0)
-        if not note.start_seen:
-            note.put()
-        return span, note
-
-    def _end(self, span: Span, note: Note, end: Fact, attributes: Mapping[str, Any]) -> None:
-        note.end = end
-        try:
-            if attributes:
-                span.set_attributes(attributes)
-            span.end(end.at_ns)
-        except Exception:
-            self._diagnostics.error("end_span", "OpenTelemetry could not end a span")
-        if not note.end_seen:
-            note.put()
-
-    def _span_at_once(
-        self,
-        handle: Handle,
-        name: str,
-        fact: Fact,
-        attributes: dict[str, Any],
-        *,
-        context: context_api.Context | None = None,
-        stack: str = "",
-    ) -> None:
-        """A span that is finished as soon as it is started."""
-        if fact.outcome in Outcome.BAD and fact.error_type:
-            attributes[semconv.ERROR_TYPE] = fact.error_type
-        span, note = self._start(handle, name, fact, attributes, context=context)
-        if stack:
-            span.add_event(semconv.STACK_EVENT, {semconv.STACK: stack}, timestamp=fact.at_ns)
-        late: dict[str, Any] = {}
-        if fact.outcome in Outcome.BAD:
-            self._set_error(span, fact, late)
-        self._end(span, note, fact, late)
-
-    def _set_error(self, span: Span, fact: Fact, attributes: dict[str, Any]) -> None:
-        """ERROR with a description and ``error.type``; a cancellation is no error."""
-        if fact.outcome == Outcome.CANCELLED:
-            return
-        attributes[semconv.ERROR_TYPE] = fact.error_type or semconv.OTHER_ERROR
-        span.set_status(StatusCode.ERROR, self.privacy.message(fact.error or "Unknown error"))
+        self._spans.at_once(handle, fact, semconv.name_of_recovery(attempt.stage), attributes)

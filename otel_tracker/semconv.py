@@ -82,7 +82,7 @@ def name_of_end(outcome: str) -> str:
 
 def is_ours(attributes: Mapping[str, Any] | None) -> bool:
     """Whether a span carries the project's attributes."""
-    return bool(attributes) and any(
+    return attributes is not None and any(
         key in attributes for key in (KIND, STAGE, TRANSACTION_ID, PIPELINE)
     )
 

@@ -1,4 +1,4 @@
-"""Who works on a stage, and where it hangs: the thread or task at a stage's start, and its stack."""
+"""Who works on a stage, and where it hangs: the thread or task that began it, and its stack."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ MAX_STACK: Final = 4_000
 """Longest stack that is shown, in characters; the innermost frames are kept."""
 _MAX_FRAMES: Final = 40
 
+_PACKAGE: Final = os.path.dirname(__file__)
 _host = socket.gethostname()
 _local = threading.local()
 
 
 def _forget_where() -> None:
-    global _local
+    global _local  # noqa: PLW0603 -- the process id in it is the parent's
     _local = threading.local()
 
 
@@ -40,20 +41,19 @@ class Worker(NamedTuple):
     @classmethod
     def current(cls) -> Worker:
         """Whoever calls this."""
-        task = None
-        if asyncio._get_running_loop() is not None:  # public, and cheap where there is no loop
-            current = asyncio.current_task()
-            task = None if current is None else weakref.ref(current)
-        return cls(threading.get_ident(), task, cls.where())
+        worker: Worker | None = getattr(_local, "worker", None)
+        if worker is None:
+            where = f"{_host}/{os.getpid()}/{threading.current_thread().name}"
+            worker = _local.worker = cls(threading.get_ident(), None, where)
+        if asyncio._get_running_loop() is None:  # public, and cheap where there is no loop
+            return worker
+        task = asyncio.current_task()
+        return worker if task is None else worker._replace(task=weakref.ref(task))
 
-    @staticmethod
-    def where() -> str:
+    @classmethod
+    def where(cls) -> str:
         """Host, process and thread of the caller."""
-        known: str | None = getattr(_local, "where", None)
-        if known is None:
-            thread = threading.current_thread().name
-            known = _local.where = f"{_host}/{os.getpid()}/{thread}"
-        return known
+        return cls.current().name
 
     def stack(self) -> str:
         """Where it is at this moment, the innermost call last; empty if it is gone."""
@@ -61,11 +61,17 @@ class Worker(NamedTuple):
             task = self.task()
             return "" if task is None or task.done() else _await_chain(task)
         frame = sys._current_frames().get(self.thread_id)  # documented for just this
-        return "" if frame is None else _text(traceback.extract_stack(frame, limit=-_MAX_FRAMES))
+        if frame is None:
+            return ""
+        frames = traceback.extract_stack(frame, limit=_MAX_FRAMES)  # the innermost ones
+        if self.thread_id == threading.get_ident():
+            while frames and frames[-1].filename.startswith(_PACKAGE):
+                frames.pop()  # reading the stack is not where the work hangs
+        return _text(frames)
 
 
 def _await_chain(task: asyncio.Task[Any]) -> str:
-    frames = []
+    frames: list[traceback.FrameSummary] = []
     awaiting: Any = task.get_coro()
     while awaiting is not None and len(frames) < _MAX_FRAMES:
         frame: FrameType | None = None
@@ -87,6 +93,6 @@ def _await_chain(task: asyncio.Task[Any]) -> str:
 
 
 def _text(frames: traceback.StackSummary) -> str:
-    """File, line and function of each frame. No values, and no source lines: they may hold secrets."""
+    """File, line and function of each frame. No values or source lines: they may hold secrets."""
     lines = [f"{f.filename}:{f.lineno} in {f.name}" for f in frames]
     return "\n".join(lines)[-MAX_STACK:]

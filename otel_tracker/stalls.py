@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from .history import History
 from .model import MEMORY, NS_PER_S, Fact, Pipeline
 
 MEMORY_SENTENCE_NS: Final = 30 * NS_PER_S
-"""After a reported transcription, 30 s without a memory result is an issue: the old tracker's rule."""
+"""After a reported transcription, 30 s without a memory result is an issue, as documented."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,7 @@ class Patience:
         return limit
 
 
-@dataclass(frozen=True, slots=True)
-class OpenWork:
+class OpenWork(NamedTuple):
     """The open attempts of a transaction at one moment."""
 
     running: tuple[Fact, ...]
@@ -51,30 +50,39 @@ class OpenWork:
     """Monotonic moment at which the next of them stalls, if nothing is heard until then."""
 
 
+_NO_OPEN_WORK: Final = OpenWork((), (), None)
+
+
 def open_work(h: History, pipeline: Pipeline, patience: Patience, now_ns: int) -> OpenWork:
     """Which open attempts run and which have stalled.
 
     Of nested attempts the innermost is judged. One that a later attempt of its stage has replaced
     counts while it is within its limit and is forgotten beyond it: somebody gave it up.
     """
+    if all(a.ended for a in h.attempts):
+        return _NO_OPEN_WORK
     running: list[Fact] = []
     stalled: list[Fact] = []
     next_ns: int | None = None
-    busy_parents = {a.parent_id for a in h.attempts if not a.ended}
+    live_parents: set[int] = set()
     children_seen_ns: dict[int, int] = {}
     for a in h.attempts:
         children_seen_ns[a.parent_id] = max(children_seen_ns.get(a.parent_id, 0), a.seen_ns)
-    for attempt in h.attempts:
+    for attempt in reversed(h.attempts):  # a child starts after its parent, so it comes first here
         if attempt.ended:
-            continue
-        if attempt.span_id in busy_parents:
-            running.append(attempt)
             continue
         silent_since_ns = max(attempt.seen_ns, children_seen_ns.get(attempt.span_id, 0))
         due_ns = silent_since_ns + patience.limit_ns(attempt.stage, pipeline)
-        if now_ns < due_ns:
+        if attempt.span_id in live_parents:
+            running.append(attempt)
+        elif now_ns < due_ns:
             running.append(attempt)
             next_ns = due_ns if next_ns is None else min(next_ns, due_ns)
         elif h.latest.get((attempt.stage, attempt.key)) is attempt:
             stalled.append(attempt)
+        else:
+            continue
+        live_parents.add(attempt.parent_id)
+    running.reverse()
+    stalled.reverse()
     return OpenWork(tuple(running), tuple(stalled), next_ns)

@@ -11,9 +11,8 @@ import heapq
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import issues
 from .history import History, history, merge
@@ -27,6 +26,7 @@ from .model import (
     NOBODY,
     TRANSCRIPTION,
     Fact,
+    FastEnum,
     Kind,
     Outcome,
     Pipeline,
@@ -60,6 +60,9 @@ class Limits:
     stages: int = 100
 
 
+_UNJUDGED: Final = Verdict(TransactionStatus.IN_PROGRESS, None)
+
+
 @dataclass(slots=True)
 class Tracked:
     """One transaction that is kept."""
@@ -69,7 +72,7 @@ class Tracked:
     who: Who = NOBODY
     created_ns: int = 0
     history: History = field(default_factory=History)
-    verdict: Verdict = field(default_factory=lambda: Verdict(TransactionStatus.IN_PROGRESS, None))
+    verdict: Verdict = _UNJUDGED
     found: dict[str, Found] = field(default_factory=dict)
     """Its issues by pattern, the resolved ones included."""
     noticed: dict[str, Found] = field(default_factory=dict)
@@ -81,6 +84,8 @@ class Tracked:
     carried_on: bool = False
     """Audio alone, and another transaction of its recording did the work."""
     woke_peers: bool = False
+    indexed: set[str] = field(default_factory=lambda: {""})
+    """Its clients' and recordings' ids: more than one each where its spans disagree."""
     dropped_facts: int = 0
 
     @property
@@ -105,7 +110,7 @@ class StageTally:
     """Seconds that successful attempts took, the newest last."""
 
 
-class Dropped(Enum):
+class Dropped(FastEnum):
     """What was let go or refused, by reason: the keys of ``health.dropped``."""
 
     LATE_FACTS = "late_facts"
@@ -118,19 +123,17 @@ class Dropped(Enum):
     NEWS = "changes_not_told"
 
 
-@dataclass(frozen=True, slots=True)
-class StatusChange:
+class StatusChange(NamedTuple):
     """News: a transaction's status changed."""
 
     trace_id: int
     who: Who
-    old: TransactionStatus | None
+    old: TransactionStatus
     verdict: Verdict
     since_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class IssueFound:
+class IssueFound(NamedTuple):
     """News: a transaction has an issue that it did not have."""
 
     trace_id: int
@@ -138,8 +141,7 @@ class IssueFound:
     found: Found
 
 
-@dataclass(frozen=True, slots=True)
-class Stalled:
+class Stalled(NamedTuple):
     """News: an open attempt has been silent too long (`recovered`: it is heard of again)."""
 
     trace_id: int
@@ -213,13 +215,13 @@ class State:
                 return
             tx = self.transactions[fact.trace_id] = Tracked(fact.trace_id)
             self.by_status[TransactionStatus.IN_PROGRESS][fact.trace_id] = None
-            self._tell(StatusChange(fact.trace_id, fact.who, None, tx.verdict, fact.seen_ns))
         old = tx.facts.get(fact.span_id)
         if old is None:
-            if len(tx.facts) >= self.limits.facts_of_one and not self._make_room(tx):
+            if len(tx.facts) >= self.limits.facts_of_one:
                 tx.dropped_facts += 1
                 self.dropped[Dropped.FACTS_OF_ONE] += 1
-                return
+                if not self._make_room(tx):
+                    return
             merged = fact
         else:
             merged = merge(old, fact)
@@ -234,8 +236,7 @@ class State:
             self._only_audio[fact.trace_id] = None
         self._dirty[fact.trace_id] = None
         self._tally(old, merged)
-        if merged.at_ns > self.last_activity_ns:
-            self.last_activity_ns = merged.at_ns
+        self.last_activity_ns = max(self.last_activity_ns, merged.at_ns)
         if merged.who is not tx.who:
             self._index(tx, merged.who)
         if merged.who.user_id:
@@ -259,8 +260,7 @@ class State:
                 self.sockets[key] = left
             else:
                 self.sockets.pop(key, None)
-        if fact.at_ns > self.last_activity_ns:
-            self.last_activity_ns = fact.at_ns
+        self.last_activity_ns = max(self.last_activity_ns, fact.at_ns)
         for trace_id in self._newest(self._by_client.get(fact.client_id)):
             self._dirty[trace_id] = None
 
@@ -398,13 +398,19 @@ class State:
 
     def _index(self, tx: Tracked, who: Who) -> None:
         known, tx.who = tx.who, tx.who.or_else(who)
-        if known == tx.who:
+        if known == tx.who and {who.client_id, who.conversation_id, who.audio_uuid} <= tx.indexed:
             return
-        if tx.who.client_id:
-            self._by_client.setdefault(tx.who.client_id, OrderedDict())[tx.trace_id] = None
-        for recording in (tx.who.conversation_id, tx.who.audio_uuid):
-            if recording:
-                self._by_recording.setdefault(recording, OrderedDict())[tx.trace_id] = None
+        for index, key in self._places(who):
+            if key:
+                index.setdefault(key, OrderedDict())[tx.trace_id] = None
+                tx.indexed.add(key)
+
+    def _places(self, who: Who) -> list[tuple[dict[str, OrderedDict[int, None]], str]]:
+        return [
+            (self._by_client, who.client_id),
+            (self._by_recording, who.conversation_id),
+            (self._by_recording, who.audio_uuid),
+        ]
 
     def peers(self, tx: Tracked) -> Iterator[Tracked]:
         """Kept transactions of the same recording, or without ids of the same client."""
@@ -449,7 +455,7 @@ class State:
     def _tally(self, old: Fact | None, new: Fact) -> None:
         if new.kind is Kind.AUDIO:
             self.audio_chunks += new.audio.chunks - (old.audio.chunks if old is not None else 0)
-        if new.kind in _ATTEMPTS:
+        if new.kind is Kind.STAGE or new.kind is Kind.AUDIO:
             if old is not None:
                 self._count(old, -1)
             self._count(new, 1)
@@ -526,16 +532,13 @@ class State:
         self.waiting.pop(tx.trace_id, None)
         self._only_audio.pop(tx.trace_id, None)
         self._dirty.pop(tx.trace_id, None)
-        for index, key in (
-            (self._by_client, tx.who.client_id),
-            (self._by_recording, tx.who.conversation_id),
-            (self._by_recording, tx.who.audio_uuid),
-        ):
-            ids = index.get(key)
-            if ids is not None:
-                ids.pop(tx.trace_id, None)
-                if not ids:
-                    del index[key]
+        for index in (self._by_client, self._by_recording):
+            for key in tx.indexed:
+                ids = index.get(key)
+                if ids is not None:
+                    ids.pop(tx.trace_id, None)
+                    if not ids:
+                        del index[key]
         for fact in tx.facts.values():
             if fact.kind in _ATTEMPTS and not fact.ended:
                 self._stage(fact.stage).running -= 1
@@ -558,7 +561,6 @@ class State:
                 replaced or fact.kind in (Kind.DETAIL, Kind.STALLED, Kind.RECOVERED)
             ):
                 del tx.facts[span_id]
-                tx.dropped_facts += 1
                 return True
         return False
 

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .diagnostics import Diagnostics
+from .handles import Handle
 from .ids import format_id
 from .model import NS_PER_S, Outcome, TransactionStatus, Who, to_iso
-from .recorder import Handle, Recorder
+from .recorder import Recorder
 from .settings import Settings
 from .state import IssueFound, News, Stalled, State, StatusChange, Tracked
 from .store import Store
@@ -63,6 +64,7 @@ class Sweeper:
         try:
             thread.start()
         except RuntimeError:
+            self._thread = None  # the next transaction tries again
             self._diagnostics.warn(
                 "sweeper", "no thread can be started; stalls are seen when read, but not told"
             )
@@ -118,9 +120,6 @@ class Sweeper:
         text_id = format_id(news.trace_id)
         stage = "none" if verdict.current_stage is None else verdict.current_stage.value
         issue = "" if verdict.found is None else f": {verdict.found.text}"
-        if news.old is None:
-            logger.debug("transaction %s: created", text_id)
-            return
         bad = verdict.status in (TransactionStatus.FAILED, TransactionStatus.STALLED)
         logger.log(
             logging.WARNING if bad and verdict.found is not None else logging.INFO,

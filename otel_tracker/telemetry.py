@@ -29,7 +29,7 @@ from .diagnostics import Diagnostics, logger
 from .processor import DashboardSpanProcessor
 
 SHUTDOWN_S: Final = 5.0
-"""Bound on shutdown and on the interpreter's exit: with nobody listening the SDK's takes up to 30 s."""
+"""Bound on shutdown and on the interpreter's exit: the SDK's own takes up to 30 s."""
 
 _RANDOM_FLAG: Final = 0x02  # W3C Trace Context level 2: the low 56 bits of the trace id are random
 
@@ -199,7 +199,7 @@ class Telemetry:
             if provider is None or (
                 provider is not self._given and not isinstance(provider, TracerProvider)
             ):
-                # The global is still the API's proxy: our own serves until the application sets one.
+                # The global is still the API's proxy: ours serves until the application sets one.
                 provider = self._own or self._make_own()
             if provider is not self._provider:
                 self._provider = provider
@@ -278,7 +278,12 @@ class Telemetry:
             self._export = False
             self._provider = self._resolved_from = None
             self._attached = [p for p in self._attached if p is not own]
-        finished = within(timeout_s, lambda: own.shutdown() or True)
+
+        def finish() -> bool:
+            own.shutdown()
+            return True
+
+        finished = within(timeout_s, finish)
         if finished is None:
             self._diagnostics.warn(
                 "shutdown",

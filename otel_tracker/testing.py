@@ -97,7 +97,7 @@ class Harness:
         """The exported spans as plain data, in the order of their start.
 
         Each has ``name``, ``parent`` (a name; None for a root, ``"?"`` for one that is not
-        exported), ``kind``, ``start`` and ``end`` (seconds since the clock's start), ``status``,
+        exported), ``kind``, ``start`` and ``end`` (seconds since the clock's start, to the microsecond), ``status``,
         ``description``, ``attributes``, ``events`` and ``links``.
         """
         spans = sorted(self.finished_spans(), key=lambda s: (s.start_time or 0, s.end_time or 0))
@@ -110,14 +110,18 @@ def _plain(span: ReadableSpan, names: dict[int, str]) -> dict[str, Any]:
         "name": span.name,
         "parent": None if span.parent is None else names.get(span.parent.span_id, "?"),
         "kind": span.kind.name,
-        "start": ((span.start_time or 0) - START_NS) / NS_PER_S,
-        "end": ((span.end_time or 0) - START_NS) / NS_PER_S,
+        "start": _seconds(span.start_time),
+        "end": _seconds(span.end_time),
         "status": span.status.status_code.name,
         "description": span.status.description,
         "attributes": dict(span.attributes or {}),
         "events": [(event.name, dict(event.attributes or {})) for event in span.events],
         "links": [f"{link.context.trace_id:032x}" for link in span.links],
     }
+
+
+def _seconds(wall_ns: int | None) -> float:
+    return round(((wall_ns or 0) - START_NS) / NS_PER_S, 6)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from opentelemetry import trace
 
 from . import views
 from .diagnostics import Diagnostics
+from .handles import Handle
 from .ids import format_id, is_ours, new_trace_id, parse_id
 from .model import (
     AUDIO_PIPELINE,
     EMPTY,
     MARK_NS,
-    MEMORY,
     MEMORY_SESSION,
     NO_PIPELINE,
     NS_PER_S,
@@ -43,7 +43,7 @@ from .model import (
 )
 from .privacy import id_text, plain_metadata, text_of
 from .processor import DashboardSpanProcessor
-from .recorder import Handle, Recorder
+from .recorder import Recorder
 from .sessions import Session, SessionBook
 from .settings import load
 from .state import State
@@ -147,7 +147,7 @@ class DebugSystemTracker:
         self._telemetry.use(tracer_provider)
 
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
-        """Ends every open span, exports what waits and stops the thread; at most `timeout_s` seconds.
+        """Ends every open span, exports what waits, stops the thread, within `timeout_s` seconds.
 
         Safe to repeat. Calls after it still answer; what they track is no longer exported until
         `init_debug_tracker` is called again.
@@ -192,8 +192,11 @@ class DebugSystemTracker:
         try:
             if self.settings.disabled:
                 return format_id(new_trace_id())
-            who = Who(id_text(user_id), id_text(client_id), id_text(conversation_id))
-            return self._create(who, self._pipeline).text_id
+            pipeline = self._pipeline
+            who = Who(
+                id_text(user_id), id_text(client_id), id_text(conversation_id), "", pipeline.name
+            )
+            return self._create(who, pipeline).text_id
         except Exception:
             self._diagnostics.error("create_transaction", "a transaction could not be created")
             return format_id(new_trace_id())
@@ -244,27 +247,25 @@ class DebugSystemTracker:
                     "arguments", "track_event() takes four arguments by position; name the others"
                 )
             handle = self._handle_of(transaction_id)
-            if handle is None:
-                return
             event = parse_event(stage)
-            if event is None:
-                self._diagnostics.warn(
-                    "stage",
-                    "track_event() got %s as its stage; use a PipelineStage or a name such as "
-                    "'fetch_started'",
-                    text_of(stage, 80) or "None",
-                )
+            if handle is None or event is None:
+                if event is None:
+                    self._warn_of_stage("track_event", stage)
                 return
-            plain = self._plain(metadata) if metadata else EMPTY
-            self._report(handle, event, bool(success), text_of(error_message), plain)
+            self._report(
+                handle,
+                event,
+                success is True or bool(success),
+                "" if error_message is None else text_of(error_message),
+                self._plain(metadata) if metadata else EMPTY,
+            )
         except Exception:
             self._diagnostics.error("track_event", "an event could not be tracked")
 
     @staticmethod
     def _plain(metadata: dict[str, Any]) -> Mapping[str, Any]:
-        merged = metadata.get("metadata")
-        if isinstance(merged, Mapping):
-            del metadata["metadata"]
+        if isinstance(metadata.get("metadata", _UNSET), Mapping):
+            merged = metadata.pop("metadata")
             metadata = {**merged, **metadata}
         return plain_metadata(metadata)
 
@@ -272,36 +273,48 @@ class DebugSystemTracker:
         self, handle: Handle, event: Event, success: bool, error: str, metadata: Mapping[str, Any]
     ) -> None:
         recorder = self._recorder
-        stage, phase = event.stage, event.phase
-        error_type = metadata.get("error_type", "") if metadata else ""
-        error_type = error_type if isinstance(error_type, str) else ""
-        if phase is Phase.AUDIO and success:
-            given = metadata.get("chunk_size") if metadata else None
-            size = given if isinstance(given, int) and not isinstance(given, bool) else None
-            rest = {k: v for k, v in metadata.items() if k != "chunk_size"} if metadata else EMPTY
-            recorder.audio(handle, None if size is None else max(0, size), rest)
+        _, stage, phase = event
+        if success and phase is Phase.STARTED:
+            recorder.start_stage(handle, stage, metadata)
+        elif success and phase is Phase.AUDIO:
+            self._report_audio(handle, metadata)
         elif phase is Phase.END:
             recorder.end(
-                handle, success=success, error=error, error_type=error_type, metadata=metadata
+                handle,
+                success=success,
+                error=error,
+                error_type=_error_type(metadata),
+                metadata=metadata,
             )
-        elif phase is Phase.STARTED and success:
-            recorder.start_stage(handle, stage, metadata)
         else:
             outcome = Outcome.SUCCESS if success else Outcome.FAILURE
-            opened = None
-            if phase is Phase.COMPLETED:
-                opened = handle.open.pop((stage, ""), None)
+            error_type = "" if success else _error_type(metadata)
+            opened = handle.open.pop((stage, ""), None) if phase is Phase.COMPLETED else None
             if opened is not None:
                 recorder.end_stage(
                     handle, opened, outcome, metadata, error=error, error_type=error_type
                 )
             else:
                 recorder.mark_stage(
-                    handle, stage, outcome, metadata, error=error, error_type=error_type,
+                    handle,
+                    stage,
+                    outcome,
+                    metadata,
+                    error=error,
+                    error_type=error_type,
                     is_start=phase is Phase.STARTED,
-                )  # fmt: skip
+                )
         if not success:
             self._sweeper.wake()
+
+    def _report_audio(self, handle: Handle, metadata: Mapping[str, Any]) -> None:
+        """One chunk where its size is told; otherwise only the word that audio began."""
+        size = metadata.get("chunk_size")
+        if isinstance(size, int) and not isinstance(size, bool):
+            rest = {k: v for k, v in metadata.items() if k != "chunk_size"}
+            self._recorder.audio(handle, max(0, size), rest)
+        else:
+            self._recorder.audio(handle, None, metadata)
 
     def track_audio_chunk(self, transaction_id: object = None, chunk_size: object = 0) -> None:
         """Counts one packet of audio of `chunk_size` bytes. Made to be called for every packet."""
@@ -311,12 +324,12 @@ class DebugSystemTracker:
             handle = self._handle_of(transaction_id)
             if handle is not None:
                 size = chunk_size if type(chunk_size) is int else _size_of(chunk_size)
-                self._recorder.audio(handle, size if size > 0 else 0)
+                self._recorder.audio(handle, max(0, size))
         except Exception:
             self._diagnostics.error("track_audio_chunk", "an audio chunk could not be tracked")
 
     def track_progress(
-        self, transaction_id: object = None, stage: object = None, /, **metadata: Any
+        self, transaction_id: object = _UNSET, stage: object = _UNSET, /, **metadata: Any
     ) -> None:
         """Says that work goes on: the silence of the open stage starts anew.
 
@@ -326,6 +339,10 @@ class DebugSystemTracker:
             **metadata: such as ``done=3, total=10``.
         """
         try:
+            if transaction_id is _UNSET:
+                transaction_id = metadata.pop("transaction_id", None)
+            if stage is _UNSET:
+                stage = metadata.pop("stage", None)
             handle = None if self.settings.disabled else self._handle_of(transaction_id)
             if handle is not None:
                 plain = self._plain(metadata) if metadata else EMPTY
@@ -335,13 +352,24 @@ class DebugSystemTracker:
             self._diagnostics.error("track_progress", "progress could not be tracked")
 
     def track_skipped(
-        self, transaction_id: object, stage: object, reason: object = "", /, **metadata: Any
+        self,
+        transaction_id: object = _UNSET,
+        stage: object = _UNSET,
+        reason: object = _UNSET,
+        /,
+        **metadata: Any,
     ) -> None:
         """Says that there was rightly nothing to do in `stage`: an empty transcript, for one.
 
         The transaction is done by that, unless another stage follows.
         """
         try:
+            if transaction_id is _UNSET:
+                transaction_id = metadata.pop("transaction_id", None)
+            if stage is _UNSET:
+                stage = metadata.pop("stage", None)
+            if reason is _UNSET:
+                reason = metadata.pop("reason", None)
             handle, name = self._handle_and_stage(transaction_id, stage, "track_skipped")
             if handle is None or name is None:
                 return
@@ -356,7 +384,7 @@ class DebugSystemTracker:
         except Exception:
             self._diagnostics.error("track_skipped", "a skipped stage could not be tracked")
 
-    def track_queued(self, transaction_id: object, stage: object) -> None:
+    def track_queued(self, transaction_id: object = None, stage: object = None) -> None:
         """Says that `stage` waits for a worker: a clock of its own, and no stall."""
         try:
             handle, name = self._handle_and_stage(transaction_id, stage, "track_queued")
@@ -365,7 +393,7 @@ class DebugSystemTracker:
         except Exception:
             self._diagnostics.error("track_queued", "a queued stage could not be tracked")
 
-    def hand_over(self, transaction_id: object) -> None:
+    def hand_over(self, transaction_id: object = None) -> None:
         """Says that other processes carry on: the root ends here, and silence is no stall."""
         try:
             handle = None if self.settings.disabled else self._handle_of(transaction_id)
@@ -438,12 +466,17 @@ class DebugSystemTracker:
             return None, None
         name = parse_stage(stage)
         if name is None:
-            self._diagnostics.warn(
-                "stage", "%s() got %s as its stage; use a stage's name or one of its events",
-                call, text_of(stage, 80) or "None",
-            )  # fmt: skip
+            self._warn_of_stage(call, stage)
             return None, None
         return self._handle_of(transaction_id), name
+
+    def _warn_of_stage(self, call: str, stage: object) -> None:
+        self._diagnostics.warn(
+            "stage",
+            "%s() got %s as its stage; use a PipelineStage, or a name such as 'fetch_started'",
+            call,
+            text_of(stage, 80) or "None",
+        )
 
     # --- reads ----------------------------------------------------------------------------------
 
@@ -559,7 +592,7 @@ class DebugSystemTracker:
                     who.user_id,
                     text_of(user_email, 256),
                     self._seconds(),
-                )  # fmt: skip
+                )
             )
             return handle.text_id
         except Exception:
@@ -769,6 +802,11 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _error_type(metadata: Mapping[str, Any]) -> str:
+    given = metadata.get("error_type")
+    return given if isinstance(given, str) else ""
 
 
 def _limit(value: object, default: int) -> int:

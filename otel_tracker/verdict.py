@@ -6,8 +6,7 @@ whether its client's socket is open, and whether another transaction of the reco
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import issues
 from .history import History
@@ -32,11 +31,10 @@ FOREVER_NS: Final = 1 << 80
 """As `now_ns`: how it would stand if nothing more were ever heard."""
 
 CARRY_ON_NS: Final = 60 * NS_PER_S
-"""Without ids, a transaction of the same client carries audio on if begun within a minute after it."""
+"""Without ids, a client's transaction carries audio on if begun within a minute after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Where a transaction stands at one moment."""
 
     status: TransactionStatus
@@ -105,8 +103,7 @@ def judge(
     return row.in_progress(due_ns, sentence=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """Makes the verdict of a row: what all rows share stands here once."""
 
     h: History
@@ -172,10 +169,10 @@ def current_stage(h: History) -> AnyEvent | None:
     for a in h.attempts:
         if a.opened and (a.start_ns, 0, a.span_id) > newest:
             newest, current = (a.start_ns, 0, a.span_id), event_of(a.stage, Phase.STARTED)
-        if a.closed and (a.at_ns, 1, a.span_id) > newest:
-            newest, current = (a.at_ns, 1, a.span_id), event_of(a.stage, Phase.COMPLETED)
+        if a.closed and (a.told_ns, 1, a.span_id) > newest:
+            newest, current = (a.told_ns, 1, a.span_id), event_of(a.stage, Phase.COMPLETED)
     end = h.end
-    if end is not None and end.closed and (end.at_ns, 2, end.span_id) > newest:
+    if end is not None and end.closed and (end.told_ns, 2, end.span_id) > newest:
         current = PipelineStage.CONVERSATION_ENDED
     if current is None and (h.audio is not None):
         return PipelineStage.AUDIO_RECEIVED

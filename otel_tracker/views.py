@@ -94,12 +94,7 @@ def _metrics_row(state: State, now: Now) -> dict[str, Any]:
 def active_users(state: State, now: Now) -> int:
     """Users with activity in the last five minutes."""
     oldest_ns = now.monotonic_ns - ACTIVE_USER_NS
-    count = 0
-    for _, seen_ns in reversed(state.users.values()):
-        if seen_ns < oldest_ns:
-            break
-        count += 1
-    return count
+    return sum(seen_ns >= oldest_ns for _, seen_ns in state.users.values())
 
 
 # --- transactions ---------------------------------------------------------------------------------
@@ -171,11 +166,11 @@ def events(tx: Tracked) -> list[PipelineEvent]:
                 rows.append((fact.start_ns, 0, fact.span_id, event_row))
             if fact.closed:
                 done = event_of_fact(fact)
-                end_row = _event(fact, done, fact.at_ns, fact.end_metadata)
-                rows.append((fact.at_ns, 1, fact.span_id, end_row))
+                end_row = _event(fact, done, fact.told_ns, fact.end_metadata)
+                rows.append((fact.told_ns, 1, fact.span_id, end_row))
         elif fact.kind in (Kind.ENDED, Kind.TRANSACTION) and fact.closed:
-            ended = _event(fact, PipelineStage.CONVERSATION_ENDED, fact.at_ns, fact.end_metadata)
-            rows.append((fact.at_ns, 2, fact.span_id, ended))
+            ended = _event(fact, PipelineStage.CONVERSATION_ENDED, fact.told_ns, fact.end_metadata)
+            rows.append((fact.told_ns, 2, fact.span_id, ended))
     rows.sort(key=lambda row: row[:3])
     return [row[3] for row in rows]
 
@@ -209,7 +204,7 @@ def _stage_text(stage: AnyEvent | None, otherwise: str | None) -> str | None:
     return otherwise if stage is None else stage.value
 
 
-# --- issues, stalls, queues, stages ------------------------------------------------------------------
+# --- issues, stalls, queues, stages ---------------------------------------------------------------
 
 
 def recent_issues(state: State, limit: int) -> list[dict[str, Any]]:

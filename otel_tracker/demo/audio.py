@@ -70,10 +70,12 @@ def samples(recording: bytes, name: str) -> bytes:
         name: what to call it in a message.
 
     Raises:
-        AudioError: it is no WAV, has another format, or holds less than its header promises.
+        AudioError: it is empty, no WAV, in another format, or shorter than its header promises.
     """
+    if not recording:
+        raise AudioError(f"{name} is empty")
     try:
-        with wave.open(io.BytesIO(recording)) as wav:
+        with wave.open(io.BytesIO(recording), "rb") as wav:
             rate, channels, width = wav.getframerate(), wav.getnchannels(), wav.getsampwidth()
             promised = wav.getnframes() * channels * width
             data = wav.readframes(wav.getnframes())

@@ -39,10 +39,12 @@ class Recognizer:
         """
         decoder = self._decoder()
         decoder.start_utt()
-        for start in range(0, len(pcm), BYTES_PER_SECOND):
-            decoder.process_raw(pcm[start : start + BYTES_PER_SECOND])
-            on_progress(min(1.0, (start + BYTES_PER_SECOND) / len(pcm)))
-        decoder.end_utt()
+        try:
+            for start in range(0, len(pcm), BYTES_PER_SECOND):
+                decoder.process_raw(pcm[start : start + BYTES_PER_SECOND])
+                on_progress(min(1.0, (start + BYTES_PER_SECOND) / len(pcm)))
+        finally:
+            decoder.end_utt()
         best = decoder.hyp()
         return "" if best is None else str(best.hypstr).strip()
 

@@ -24,6 +24,7 @@ WORKERS: Final = 2
 STALL_AFTER_S: Final = 1.5
 """Silence after which the memory stage counts as stalled; rightly short for one small write."""
 
+_WORD_ERRORS_AT_MOST: Final = 0.1
 _LOCK_AT_MOST_S: Final = 20.0
 """A lock whose stall nobody tells goes anyway, before SQLite gives the writer up at 30 s."""
 _LOOK_AT_IT_S: Final = 0.5
@@ -51,6 +52,9 @@ class Stall:
     stage: str
     silent_s: float
     where: str
+    """Host, process and thread."""
+    line: str
+    """File, line and function at which it hung."""
     told_at_s: float
     recovered_after_s: float | None = None
     """From the telling to the end of the recording; None if it never went on."""
@@ -74,21 +78,24 @@ class Run:
         found = []
         for recording, note in zip(self.recordings, self.notes, strict=True):
             if recording.expect not in (None, outcome(note)):
-                reason = f" ({note.error})" if note.error else ""
+                reason = f": {note.error}" if note.error else ""
                 found.append(f"{note.path.name} was to be {recording.expect}{reason}")
+            if recording.database_locked and self.stall_of(note) is None:
+                found.append(f"{note.path.name} found its database locked and did not stall")
         metrics = self.data["system_metrics"]
         for status in ("active", "stalled"):
-            if metrics[f"{status}_transactions"]:
-                found.append(f"{metrics[f'{status}_transactions']} transactions are still {status}")
-        if any(r.database_locked for r in self.recordings):
-            if not self.stalls:
-                found.append("the locked database made no stall")
-            found += [
-                f"the stall of {stall.transaction_id} did not recover"
-                for stall in self.stalls
-                if stall.recovered_after_s is None
-            ]
+            count = metrics[f"{status}_transactions"]
+            if count:
+                found.append(f"transactions that are still {status}: {count}")
+        rate = word_error_rate(self.recordings, self.notes)
+        if rate is not None and rate > _WORD_ERRORS_AT_MOST:
+            found.append(f"the word error rate is {rate:.1%}")
         return found
+
+    def stall_of(self, note: VoiceNote) -> Stall | None:
+        """The recording's stall, if it had one."""
+        told = (s for s in self.stalls if s.transaction_id == note.transaction_id)
+        return next(told, None)
 
 
 def outcome(note: VoiceNote) -> str:
@@ -96,6 +103,24 @@ def outcome(note: VoiceNote) -> str:
     if note.error is not None:
         return "failed"
     return "completed" if note.transcript else "skipped"
+
+
+def word_error_rate(recordings: Sequence[Recording], notes: Sequence[VoiceNote]) -> float | None:
+    """Words that were heard wrong, missed or added, as a share of the spoken ones.
+
+    Recordings that came to no transcript, or of which nobody knows what is said, are left out; None
+    if none remains.
+
+    Raises:
+        ImportError: jiwer is not installed.
+    """
+    import jiwer
+
+    pairs = [(r.spoken, n.transcript) for r, n in zip(recordings, notes, strict=True)]
+    known = [(spoken, heard) for spoken, heard in pairs if spoken and heard]
+    if not known:
+        return None
+    return float(jiwer.wer([spoken for spoken, _ in known], [heard for _, heard in known]))
 
 
 def shipped() -> list[Recording]:
@@ -169,28 +194,34 @@ class _Sending:
                 info["transaction_id"],
                 info["stage"] or "none",
                 info["silent_seconds"],
-                info["where"] or "",
+                info["where"] or "an unknown thread",
+                (info["stack"] or "an unknown line").rpartition("\n")[2],
                 time.monotonic(),
             )
         )
         for recording in self._result.recordings:
             if recording.path.stem == info["conversation_id"]:
                 self._on_progress(recording, "stalled", 0.0)
-        self._told.set()
+                if recording.database_locked:
+                    self._told.set()
 
     def send(self, pipeline: VoiceNotes, store: MemoryStore) -> None:
         """Sends all of them; the databases that are to be locked are so until a stall was told."""
-        waiting = [r for r in self._result.recordings if r.database_locked]
-        with ThreadPoolExecutor(WORKERS) as pool:
+        to_lock = [r for r in self._result.recordings if r.database_locked]
+        pool = ThreadPoolExecutor(WORKERS)
+        try:
             with ExitStack() as locks:
-                for recording in waiting:
+                for recording in to_lock:
                     locks.enter_context(locked(store.path_of(recording.user_id)))
                 futures = [
                     pool.submit(self._send_one, pipeline, r) for r in self._result.recordings
                 ]
-                if waiting:
+                if to_lock:
                     self._wait_for_stall(futures)
             self._result.notes = [future.result() for future in futures]
+        finally:
+            # After Ctrl-C: those under way are brought to their end, the others are not begun.
+            pool.shutdown(cancel_futures=True)
 
     def _wait_for_stall(self, futures: list[Future[VoiceNote]]) -> None:
         gives_up_at = time.monotonic() + _LOCK_AT_MOST_S
@@ -201,9 +232,9 @@ class _Sending:
 
     def _send_one(self, pipeline: VoiceNotes, recording: Recording) -> VoiceNote:
         note = pipeline.process(recording.user_id, recording.path, self._progress_of(recording))
-        for stall in self._result.stalls:
-            if stall.transaction_id == note.transaction_id and note.error is None:
-                stall.recovered_after_s = time.monotonic() - stall.told_at_s
+        stall = self._result.stall_of(note)
+        if stall is not None and note.error is None:
+            stall.recovered_after_s = time.monotonic() - stall.told_at_s
         self._on_progress(recording, outcome(note), 1.0)
         return note
 

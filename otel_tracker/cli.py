@@ -1,0 +1,128 @@
+"""The command ``otel-tracker``. It reads arguments and prints; the work is done elsewhere.
+
+A subcommand is one function that adds its parser, listed in `_COMMANDS`, and one that runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    # What `add_subparsers` returns: argparse has no public name for it.
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand.
+
+    Args:
+        argv: the arguments without the program's name; the process's own by default.
+
+    Returns:
+        The exit status: 0 done, 1 not done (stderr says why), 130 interrupted.
+
+    Raises:
+        SystemExit: 2 for arguments that make no sense, 0 after ``--help`` and ``--version``.
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        status = command(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`). The interpreter must not write to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .telemetry import package_version
+
+    parser = argparse.ArgumentParser(
+        prog="otel-tracker", description="See where a pipeline's transaction died."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {package_version()}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in _COMMANDS:
+        add(subparsers)
+    return parser
+
+
+def _missing(extra: str, *modules: str) -> bool:
+    """Says on stderr what to install if an optional library is missing."""
+    absent = [module for module in modules if find_spec(module) is None]
+    if absent:
+        print(
+            f"otel-tracker: {', '.join(absent)} not installed; "
+            f"run: pip install 'otel-tracker[{extra}]'",
+            file=sys.stderr,
+        )
+    return bool(absent)
+
+
+# --- demo -----------------------------------------------------------------------------------------
+
+
+def _add_demo(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="run a voice-notes pipeline on recorded speech",
+        description="Runs a voice-notes pipeline: recordings are streamed, recognised and turned "
+        "into memories, and the tracker watches. Without FILES, the shipped recordings: one of "
+        "them is truncated, one is silent, and one finds its database locked.",
+    )
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILES",
+        help="recordings of your own instead, in English: WAV, 16 kHz, mono, 16-bit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", action="store_true",
+        help="print the dashboard's data as JSON, and nothing else, on stdout",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dir", type=Path, metavar="DIR",
+        help="where memories and the debug dump are kept (default: a new temporary directory)",
+    )  # fmt: skip
+    parser.set_defaults(command=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    if _missing("demo", "pocketsphinx", "rich", "jiwer"):
+        return 1
+    from .demo import report, run
+
+    recordings = run.own(arguments.files) if arguments.files else run.shipped()
+    directory = arguments.dir or Path(tempfile.mkdtemp(prefix="otel-tracker-demo-"))
+    try:
+        with report.progress_bars(recordings) as on_progress:
+            result = run.run(recordings, directory, on_progress)
+    except (OSError, sqlite3.Error) as error:
+        print(f"otel-tracker: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        report.print_report(result, sys.stderr, dashboard=False)
+        print(json.dumps(result.data, indent=2))
+    else:
+        report.print_report(result, sys.stdout, dashboard=True)
+    complaints = result.complaints()
+    for complaint in complaints:
+        print(f"otel-tracker: {complaint}", file=sys.stderr)
+    return 1 if complaints else 0
+
+
+_COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (_add_demo,)

@@ -1,0 +1,150 @@
+"""What this process knows of a transaction while it may still write to it.
+
+Handles are changed by single dictionary operations, which are atomic, and not under a lock: the
+garbage collector may end a span, and so come back here, in the middle of anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN, Span
+
+from .ids import format_id
+from .model import EMPTY, AudioCount, Fact, Pipeline, Who
+from .processor import Note
+from .stacks import Worker
+from .store import Store
+
+
+class OpenSpan(Note):
+    """A span that is open here, with its facts."""
+
+    __slots__ = ("span",)
+
+    def __init__(self, store: Store, start: Fact) -> None:
+        super().__init__(store, start)
+        self.span: Span = INVALID_SPAN
+
+
+class OpenStage(OpenSpan):
+    """An open attempt, and who works on it."""
+
+    __slots__ = ("by_event", "number", "worker")
+
+    def __init__(
+        self, store: Store, start: Fact, number: int, *, by_event: bool, worker: Worker
+    ) -> None:
+        super().__init__(store, start)
+        self.number = number
+        """Which attempt at its stage, from 1, as far as this process knows."""
+        self.by_event = by_event
+        """Opened by a reported event, which callers forget to close; otherwise by a frame."""
+        self.worker = worker
+
+
+class OpenAudio(OpenSpan):
+    """The one audio span with its cumulative counts. Adding a chunk never waits."""
+
+    __slots__ = ("_count", "_lock", "_pending", "at_ns", "metadata", "seen_ns")
+
+    def __init__(self, store: Store, start: Fact) -> None:
+        super().__init__(store, start)
+        self._pending: deque[int] = deque()
+        self._lock = threading.Lock()
+        self._count = AudioCount()
+        self.at_ns = start.at_ns
+        self.seen_ns = start.seen_ns
+        self.metadata: dict[str, Any] = {}
+
+    def add(self, size: int) -> None:
+        """Counts one chunk of `size` bytes."""
+        self._pending.append(size)
+        self._add_up()
+
+    @property
+    def count(self) -> AudioCount:
+        """What came so far."""
+        self._add_up()
+        return self._count
+
+    def _add_up(self) -> None:
+        # Whoever finds the lock free adds up what is pending: nobody waits, and nothing is lost.
+        while self._pending and self._lock.acquire(blocking=False):
+            try:
+                chunks, total, last = self._count
+                for _ in range(len(self._pending)):
+                    last = self._pending.popleft()
+                    chunks += 1
+                    total += last
+                self._count = AudioCount(chunks, total, last)
+            finally:
+                self._lock.release()
+
+    def fact(self) -> Fact:
+        """The span as it stands, read when it is folded."""
+        fact = super().fact()
+        return fact if fact.ended else self.standing()
+
+    def standing(self) -> Fact:
+        """The open span with its counts so far."""
+        metadata = self.metadata or EMPTY
+        return self.start.seen(self.at_ns, self.seen_ns, metadata, self.count)
+
+
+class Handle:
+    """One transaction that is open here, or that this process continues."""
+
+    __slots__ = (
+        "attempts",
+        "attributes",
+        "audio",
+        "bad",
+        "context",
+        "last_ns",
+        "offset_ns",
+        "open",
+        "pipeline",
+        "queued",
+        "root",
+        "seen_ns",
+        "text_id",
+        "trace_id",
+        "tracer",
+        "who",
+    )
+
+    def __init__(
+        self, trace_id: int, who: Who, pipeline: Pipeline, tracer: trace.Tracer, offset_ns: int
+    ) -> None:
+        self.trace_id = trace_id
+        self.text_id = format_id(trace_id)
+        self.who = who
+        self.pipeline = pipeline
+        self.tracer = tracer
+        self.offset_ns = offset_ns
+        """Wall minus monotonic clock, fixed at the start: durations survive a step of the wall."""
+        self.attributes: dict[str, Any] = {}
+        """On every span of the transaction: Jaeger matches all tags of a search on one span."""
+        self.context = context_api.Context()
+        """Parent of the transaction's spans."""
+        self.root: OpenSpan | None = None
+        """The root while it is open here."""
+        self.open: dict[tuple[str, str], OpenStage] = {}
+        """Open attempts by stage and key."""
+        self.attempts: dict[str, int] = {}
+        """Attempts made here, by stage."""
+        self.audio: dict[str, OpenAudio] = {}
+        """Its one open audio span, if there is one: a dictionary, since that changes atomically."""
+        self.queued: dict[str, Fact] = {}
+        """Waits that nobody has taken yet, by stage."""
+        self.bad: dict[tuple[str, str], Fact] = {}
+        """Newest attempts that went wrong: what the end's verdict goes by."""
+        self.seen_ns = 0
+        """Monotonic moment of the last activity here."""
+        self.last_ns = 0
+        """The same on the transaction's wall clock."""
