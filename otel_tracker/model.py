@@ -202,7 +202,7 @@ class Pipeline:
         for given, name in ((self.name, self.name), *zip(self.stages, stages, strict=True)):
             if not _is_name(name):
                 raise ValueError(
-                    f"Pipeline: {given!r} is no name; use 1 to {MAX_STAGE_NAME} printable characters"
+                    f"Pipeline: {given!r} is no name; use 1 to {MAX_STAGE_NAME} plain characters"
                 )
         limits = {}
         for stage, seconds in self.stall_after.items():

@@ -133,15 +133,22 @@ def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
     """Metadata as plain data: str keys; None, bool, int, float, str, lists and dicts of them."""
     result: dict[str, Any] = {}
     for key, value in metadata.items():
-        kind = type(value)
-        if (type(key) is str and kind in _NUMBERS and -_MAX_INT <= value < _MAX_INT) or (type(key) is str and kind is str and len(value) <= MAX_KEY and value.isascii()):
+        if len(result) >= MAX_KEPT_ITEMS:
+            result["…"] = f"{len(metadata) - MAX_KEPT_ITEMS} more"
+            break
+        if type(key) is str and _is_plain(key) and _is_plain(value):
             result[key] = value
         else:
-            if len(result) >= MAX_KEPT_ITEMS:
-                result["…"] = f"{len(metadata) - MAX_KEPT_ITEMS} more"
-                break
             result[_plain_key(key)] = plain(value)
     return result
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it may be kept as it is: what nearly all metadata is, so it is asked first."""
+    kind = type(value)
+    if kind is str:
+        return len(value) <= MAX_KEY and value.isascii()
+    return kind in _NUMBERS and -_MAX_INT <= value < _MAX_INT
 
 
 def merged_metadata(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,8 +97,8 @@ class Harness:
         """The exported spans as plain data, in the order of their start.
 
         Each has ``name``, ``parent`` (a name; None for a root, ``"?"`` for one that is not
-        exported), ``kind``, ``start`` and ``end`` (seconds since the clock's start, to the microsecond), ``status``,
-        ``description``, ``attributes``, ``events`` and ``links``.
+        exported), ``kind``, ``start`` and ``end`` (seconds since the clock's start, to the
+        microsecond), ``status``, ``description``, ``attributes``, ``events`` and ``links``.
         """
         spans = sorted(self.finished_spans(), key=lambda s: (s.start_time or 0, s.end_time or 0))
         names = {s.get_span_context().span_id: s.name for s in spans}  # type: ignore[union-attr]

@@ -301,7 +301,7 @@ def test_new_calls_take_their_arguments_by_name(t: Harness, call: str) -> None:
 
 # --- the shared tracker ---------------------------------------------------------------------------
 
-CALLER_MODULE = '''
+CALLER_MODULE = """
 from otel_tracker import *
 
 tracker = get_debug_tracker()
@@ -311,7 +311,7 @@ tracker.track_event(transaction_id, PipelineStage.TRANSCRIPTION_COMPLETED, True,
 tracker.track_event(transaction_id, PipelineStage.MEMORY_COMPLETED, False, error_message="no model")
 transaction: Transaction | None = tracker.get_transaction(transaction_id)
 assert transaction.status is TransactionStatus.FAILED
-'''
+"""
 
 
 def test_star_import_is_the_whole_migration(tmp_path: Path) -> None:
@@ -321,7 +321,9 @@ def test_star_import_is_the_whole_migration(tmp_path: Path) -> None:
     with fresh_tracker(use_as_shared=True) as t:
         names = runpy.run_path(str(module))
         assert names["tracker"] is t.tracker
-        assert t.issue(names["transaction_id"]) == "Transcription completed but memory creation failed"
+        assert (
+            t.issue(names["transaction_id"]) == "Transcription completed but memory creation failed"
+        )
     for name in (
         "get_debug_tracker init_debug_tracker shutdown_debug_tracker DebugSystemTracker "
         "PipelineStage TransactionStatus Transaction PipelineEvent SystemMetrics"

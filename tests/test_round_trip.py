@@ -344,9 +344,7 @@ def do(t: Harness, tid: str, step: str) -> None:
     st.lists(st.tuples(_STEPS, st.sampled_from((0, 1, 20, 70))), max_size=10),
     st.sampled_from(("told", "told as a failure", "not told")),
 )
-def test_a_replay_of_any_run_shows_where_it_stands(
-    steps: list[tuple[str, int]], end: str
-) -> None:
+def test_a_replay_of_any_run_shows_where_it_stands(steps: list[tuple[str, int]], end: str) -> None:
     """Whatever was called in whatever order, once every stage is over the spans say it all."""
     with fresh_tracker() as t:
         tid = begin(t)
