@@ -16,7 +16,7 @@ from opentelemetry import trace
 from .model import Pipeline
 from .tracker import DebugSystemTracker
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may ask for the tracker while it is being made
 _shared: DebugSystemTracker | None = None
 
 
@@ -26,8 +26,10 @@ def get_debug_tracker() -> DebugSystemTracker:
     if _shared is None:
         with _lock:
             if _shared is None:
-                _shared = DebugSystemTracker(follow_global=True)
-                atexit.register(shutdown_debug_tracker)
+                made = DebugSystemTracker(follow_global=True)
+                if _shared is None:
+                    _shared = made
+                    atexit.register(shutdown_debug_tracker)
     return _shared
 
 
@@ -71,7 +73,7 @@ def replace_shared(tracker: DebugSystemTracker | None) -> DebugSystemTracker | N
 
 def _after_fork_in_child() -> None:
     global _lock  # noqa: PLW0603 -- a thread that is not in the child may hold the old one
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

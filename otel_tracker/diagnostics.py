@@ -9,6 +9,8 @@ import logging
 from collections import Counter
 from typing import Final
 
+from .privacy import scrub
+
 logger: Final = logging.getLogger("otel_tracker")
 
 _MAX_KINDS: Final = 200
@@ -35,7 +37,8 @@ class Diagnostics:
             self.counts[kind] += 1
             if self.counts[kind] == 1:
                 text = f"otel_tracker: {message} (logged once; counted under health.problems)"
-                logger.warning(text, *args, exc_info=exc_info)
+                clean = (scrub(arg) if isinstance(arg, str) else arg for arg in args)
+                logger.warning(text, *clean, exc_info=exc_info)
         except Exception:
             # A log handler of the application raised: there is nobody left to tell.
             return

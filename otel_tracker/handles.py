@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -19,6 +20,9 @@ from .model import EMPTY, AudioCount, Fact, Pipeline, Who
 from .processor import Note
 from .stacks import Worker
 from .store import Store
+
+MAX_BYTES: Final = 1 << 62
+"""Where counting bytes ends: OTLP carries 64-bit integers."""
 
 
 class OpenSpan(Note):
@@ -80,7 +84,7 @@ class OpenAudio(OpenSpan):
                 for _ in range(len(self._pending)):
                     last = self._pending.popleft()
                     chunks += 1
-                    total += last
+                    total = min(total + last, MAX_BYTES)
                 self._count = AudioCount(chunks, total, last)
             finally:
                 self._lock.release()
@@ -88,7 +92,12 @@ class OpenAudio(OpenSpan):
     def fact(self) -> Fact:
         """The span as it stands, read when it is folded."""
         fact = super().fact()
-        return fact if fact.ended else self.standing()
+        if not fact.ended:
+            return self.standing()
+        if fact.audio == self.count:
+            return fact
+        # Chunks that raced with the end: the totals have them, the span cannot any more.
+        return replace(fact, audio=self.count)
 
     def standing(self) -> Fact:
         """The open span with its counts so far."""

@@ -137,7 +137,8 @@ def _parse_event(text: str) -> Event | None:
 
 
 def _is_name(stage: str) -> bool:
-    return 0 < len(stage) <= MAX_STAGE_NAME and stage.isprintable()
+    # No address is a stage: names of stages leave the process, in span names and logs.
+    return 0 < len(stage) <= MAX_STAGE_NAME and stage.isprintable() and "@" not in stage
 
 
 def parse_event(event: object) -> Event | None:

@@ -100,7 +100,7 @@ SENSITIVE_KEYS: Final = frozenset(
 
 _SCRUB: Final = re.compile(
     r"""
-      (?P<email>[A-Za-z0-9._%+\-']{1,64}@[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63}){1,8})
+      (?P<email>[\w.%+\-']{1,64}@[\w\-]{1,63}(?:\.[\w\-]{1,63}){1,8})
     | (?P<userinfo>(?<=://)[^\s/@]{1,256}@)
     | (?P<jwt>\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{4,}(?:\.[A-Za-z0-9_\-]*)?)
     | (?P<known>\b(?:sk|pk|rk|ghp|gho|ghu|ghs|ghr|github_pat|glpat|xox[abprs]|AKIA|ASIA|AIza|hf|dg)
@@ -112,6 +112,9 @@ _SCRUB: Final = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_SCRUBBED: Final = 4_096
+_LONGEST_SECRET: Final = 640
+"""In characters; what the pattern above takes for an address is no longer."""
 _REDACTED: Final = "[redacted]"
 _LOOKS_LIKE_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
@@ -160,11 +163,18 @@ def merged_metadata(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Any value as plain data of bounded size. Calls no method of a foreign object.
+    """Any value as plain data of bounded size. Never raises.
 
-    What has no plain form becomes its class's name in angle brackets: a `repr` may raise, run long
-    or tell secrets.
+    What has no plain form, or raises while it is looked at, becomes its class's name in angle
+    brackets: a `repr` may raise, run long or tell secrets.
     """
+    try:
+        return _plain(value, depth)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _plain(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Enum):
@@ -354,16 +364,20 @@ def with_extra_keys(keys: Iterable[str]) -> frozenset[str]:
 def attribute_key(key: str) -> str:
     """The attribute for a metadata name: itself, unless that name means something else."""
     if key in _RESERVED_KEYS or key.startswith(_RESERVED_PREFIXES) or not key:
-        return f"otel_tracker.metadata.{key}"
-    return key
+        return f"otel_tracker.metadata.{scrub(key)}"
+    return scrub(key)
 
 
 def scrub(text: str) -> str:
     """`text` without e-mail addresses and credentials, cut at 256 characters."""
     if len(text) <= MAX_EXPORTED_TEXT:
         return _scrub_short(text)
-    # Scrub before the cut, so that no half of a secret is left at its end; bounded all the same.
-    return _cut(_scrub_text(text[: 4 * MAX_EXPORTED_TEXT]), MAX_EXPORTED_TEXT)
+    # Scrub before the cut, so that no half of a secret is left at its end. The scrub is bounded by
+    # a cut of its own, behind which the last word goes: it may be half a secret.
+    head = text[:_SCRUBBED]
+    if len(text) > _SCRUBBED:
+        head = head.rsplit(None, 1)[0][: _SCRUBBED - _LONGEST_SECRET]
+    return _cut(_scrub_text(head), MAX_EXPORTED_TEXT)
 
 
 @lru_cache(maxsize=4096)

@@ -238,7 +238,10 @@ class Recorder:
         if metadata:
             attributes.update(self._privacy.attributes(metadata))
         self._spans.start(handle, opened, stage, attributes)
-        handle.open[stage, key] = opened
+        while handle.open.setdefault((stage, key), opened) is not opened:
+            other = handle.open.pop((stage, key), None)
+            if other is not None:  # another thread began the same stage at the same moment
+                self._abandon(handle, other, "left open; it was started again")
         if len(handle.open) > MAX_OPEN:
             self._abandon_oldest(handle)
         return opened
@@ -321,8 +324,7 @@ class Recorder:
         )
         attributes = self._stage_attributes(handle, stage, "", number)
         attributes[semconv.STAGE_OUTCOME] = outcome
-        if not is_start:
-            attributes[semconv.STAGE_MARK] = True
+        attributes[semconv.STAGE_MARK] = "start" if is_start else "end"
         attributes.update(self._privacy.attributes(metadata))
         name = stage
         if outcome == Outcome.SKIPPED:
@@ -554,6 +556,7 @@ class Recorder:
         self._tell_end(
             handle,
             now_ns,
+            {**self._privacy.attributes(metadata), semconv.END_SUCCESS: success},
             outcome=outcome,
             error=error,
             error_type=error_type,
@@ -566,24 +569,22 @@ class Recorder:
     def tell_verdict(self, handle: Handle, outcome: str, *, error: str, error_type: str) -> None:
         """What the transaction came to, where nobody told the end: at its last local activity."""
         self.end_audio(handle)
-        self._tell_end(handle, handle.seen_ns, outcome=outcome, error=error, error_type=error_type)
+        self._tell_end(
+            handle, handle.seen_ns, {}, outcome=outcome, error=error, error_type=error_type
+        )
 
     def _tell_end(
         self,
         handle: Handle,
         seen_ns: int,
+        attributes: Mapping[str, Any],
         *,
         outcome: str,
-        end_metadata: Mapping[str, Any] = EMPTY,
         **told: Any,
     ) -> None:
-        attributes: dict[str, Any] = {semconv.OUTCOME: outcome}
-        if end_metadata:
-            attributes.update(self._privacy.attributes(end_metadata))
+        attributes = {semconv.OUTCOME: outcome, **attributes}
         if handle.root is not None:
-            self._end_root(
-                handle, seen_ns, attributes, outcome=outcome, end_metadata=end_metadata, **told
-            )
+            self._end_root(handle, seen_ns, attributes, outcome=outcome, **told)
             return
         fact = self._fact(
             handle,
@@ -592,7 +593,6 @@ class Recorder:
             ended=True,
             at_ns=seen_ns + handle.offset_ns + MARK_NS,
             outcome=outcome,
-            end_metadata=end_metadata,
             **told,
         )
         attributes = {**handle.attributes, semconv.KIND: Kind.ENDED.value, **attributes}

@@ -37,6 +37,9 @@ STAGE_ATTEMPT: Final = "otel_tracker.stage.attempt"
 STAGE_OUTCOME: Final = "otel_tracker.stage.outcome"
 STAGE_INFERRED: Final = "otel_tracker.stage.inferred"
 STAGE_MARK: Final = "otel_tracker.stage.mark"
+"""``start`` or ``end``: the only one of an attempt's two events that was reported."""
+END_SUCCESS: Final = "otel_tracker.end.success"
+"""What the caller reported with the end; absent where the verdict was inferred."""
 SKIP_REASON: Final = "otel_tracker.stage.skip_reason"
 AUDIO_CHUNKS: Final = "otel_tracker.audio.chunks"
 AUDIO_BYTES: Final = "otel_tracker.audio.bytes"
@@ -139,9 +142,9 @@ def read_fact(
         outcome=outcome if ended else "",
         error=error if ended else "",
         error_type=_text(attributes, ERROR_TYPE) if ended else "",
-        opened=kind is Kind.STAGE and attributes.get(STAGE_MARK) is not True,
+        opened=kind is Kind.AUDIO or (kind is Kind.STAGE and attributes.get(STAGE_MARK) != "end"),
         closed=ended and _is_reported(kind, outcome, attributes),
-        reported_failure=ended and outcome == Outcome.FAILURE,
+        reported_failure=ended and _is_reported_failure(kind, outcome, attributes),
         parent_id=parent_id,
         audio=_audio(attributes) if kind is Kind.AUDIO else NO_AUDIO,
         metadata=EMPTY,
@@ -161,12 +164,17 @@ def _kind(attributes: Mapping[str, Any], parent_id: int) -> Kind:
 
 
 def _is_reported(kind: Kind, outcome: str, attributes: Mapping[str, Any]) -> bool:
-    if kind is Kind.ENDED:
-        return True
-    if kind is Kind.TRANSACTION:
+    if kind is Kind.ENDED or kind is Kind.TRANSACTION:
+        return isinstance(attributes.get(END_SUCCESS), bool)
+    if attributes.get(STAGE_INFERRED) is True or attributes.get(STAGE_MARK) == "start":
         return False
-    unreported = (Outcome.ABANDONED, Outcome.INTERRUPTED)
-    return attributes.get(STAGE_INFERRED) is not True and outcome not in unreported
+    return outcome not in (Outcome.ABANDONED, Outcome.INTERRUPTED)
+
+
+def _is_reported_failure(kind: Kind, outcome: str, attributes: Mapping[str, Any]) -> bool:
+    if kind is Kind.ENDED or kind is Kind.TRANSACTION:
+        return attributes.get(END_SUCCESS) is False
+    return outcome == Outcome.FAILURE
 
 
 def _who(attributes: Mapping[str, Any]) -> Who:

@@ -5,9 +5,12 @@ The summaries have the keys of the SQLite tables that an older generation of cal
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from .model import NS_PER_S
 
 MAX_SESSIONS: Final = 200
 MAX_ROWS: Final = 500
@@ -27,6 +30,8 @@ class Session:
     ended: float | None = None
     full_conversation: str | None = None
     processing_started: float | None = None
+    processing_started_ns: int | None = None
+    """The same on the monotonic clock, while it runs."""
     processing_completed: float | None = None
     success: bool | None = None
     error: str | None = None
@@ -64,9 +69,9 @@ class Session:
         """Everything of it, as copies."""
         return {
             **self.row(),
-            "transcript_segments": [dict(row) for row in self.segments],
-            "memory_extractions": [dict(row) for row in self.extractions],
-            "extraction_attempts": [dict(row) for row in self.attempts],
+            "transcript_segments": copy.deepcopy(self.segments),
+            "memory_extractions": copy.deepcopy(self.extractions),
+            "extraction_attempts": copy.deepcopy(self.attempts),
         }
 
 
@@ -74,12 +79,12 @@ class SessionBook:
     """The newest memory sessions of this process, by id. Single operations are atomic."""
 
     def __init__(self) -> None:
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self.dropped = 0
+        self.clear()
 
     def add(self, session: Session) -> None:
         """Keeps a session; beyond the bound the oldest is let go."""
         self._sessions[session.session_id] = session
+        self.total += 1
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
             self.dropped += 1
@@ -100,28 +105,36 @@ class SessionBook:
         newest = list(self._sessions.values())[::-1][: max(0, limit)]
         return [session.row() for session in newest]
 
+    def completed(self, session: Session, success: bool, now_ns: int) -> None:
+        """The session's memory run is over. Told again, the newest word counts."""
+        if session.success is not None:
+            self.succeeded -= session.success
+            self.failed -= not session.success
+        session.success = success
+        self.succeeded += success
+        self.failed += not success
+        if session.processing_started_ns is not None:
+            self._processing_ns += now_ns - session.processing_started_ns
+            self._processings += 1
+            session.processing_started_ns = None
+
     def stats(self) -> dict[str, Any]:
-        """Totals over the kept sessions; rates in percent, times in seconds."""
-        sessions = list(self._sessions.values())
-        done = [s for s in sessions if s.success is True]
-        failed = [s for s in sessions if s.success is False]
-        times = [
-            s.processing_completed - s.processing_started
-            for s in sessions
-            if s.processing_completed is not None and s.processing_started is not None
-        ]
-        memories = sum(len(s.extractions) for s in sessions)
+        """Totals over all sessions, those let go included; rates in percent, times in seconds."""
+        average_ns = self._processing_ns / self._processings if self._processings else 0
         return {
-            "total_sessions": len(sessions),
-            "successful_sessions": len(done),
-            "failed_sessions": len(failed),
-            "success_rate": 100.0 * len(done) / len(sessions) if sessions else 0.0,
-            "total_transcripts": sum(len(s.segments) for s in sessions),
-            "total_memories": memories,
-            "avg_processing_time_seconds": sum(times) / len(times) if times else 0.0,
-            "memories_per_session": memories / len(sessions) if sessions else 0.0,
+            "total_sessions": self.total,
+            "successful_sessions": self.succeeded,
+            "failed_sessions": self.failed,
+            "success_rate": 100.0 * self.succeeded / self.total if self.total else 0.0,
+            "total_transcripts": self.transcripts,
+            "total_memories": self.memories,
+            "avg_processing_time_seconds": average_ns / NS_PER_S,
+            "memories_per_session": self.memories / self.total if self.total else 0.0,
         }
 
     def clear(self) -> None:
         """Drops all: in a forked child they are the parent's."""
-        self._sessions = OrderedDict()
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self.total = self.succeeded = self.failed = self.transcripts = self.memories = 0
+        self.dropped = 0
+        self._processing_ns = self._processings = 0

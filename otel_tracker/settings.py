@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .model import NS_PER_S
+from .model import NS_PER_S, parse_stage
 from .privacy import Privacy, with_extra_keys
 from .stalls import Patience
 from .state import Limits
@@ -31,10 +31,10 @@ def _seconds(value: object) -> float:
 
 
 def _count(value: object) -> int:
-    number = int(value)  # type: ignore[call-overload]  # ValueError and TypeError are the answer
+    number = int(value) if isinstance(value, int | str) and value is not True else 0
     if not 1 <= number <= 1_000_000:
         raise ValueError("use a whole number from 1 to 1000000")
-    return int(number)
+    return number
 
 
 def _flag(value: object) -> bool:
@@ -49,7 +49,9 @@ def _flag(value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    return os.fspath(value) if isinstance(value, str | os.PathLike) else str(value)
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError("use text")
+    return os.fspath(value)
 
 
 def _names(value: object) -> tuple[str, ...]:
@@ -230,11 +232,17 @@ def _stage_limits(given: dict[str, Any], environ: Mapping[str, str]) -> dict[str
     for name, value in environ.items():
         if name.startswith(STAGE_ENV_PREFIX) and value.strip():
             _take(limits, name.removeprefix(STAGE_ENV_PREFIX).lower(), value, general, name)
-    mapping = given.pop("stall_after_stage", None)
+    mapping = given.pop("stall_after_stage", {})
     if isinstance(mapping, Mapping):
         for stage, value in mapping.items():
-            _take(limits, str(stage), value, general, f"stall_after_stage[{stage!r}]")
+            name = parse_stage(stage) or str(stage)
+            _take(limits, name, value, general, f"stall_after_stage[{stage!r}]")
+    else:
+        logger.warning(
+            "otel_tracker: stall_after_stage=%r is no mapping of stages to seconds; it is ignored",
+            mapping,
+        )
     for name in [n for n in given if n.startswith(STAGE_OPTION_PREFIX)]:
-        stage = name.removeprefix(STAGE_OPTION_PREFIX)
+        stage = name.removeprefix(STAGE_OPTION_PREFIX).lower()
         _take(limits, stage, given.pop(name), general, f"{name}=")
     return limits

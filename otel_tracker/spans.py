@@ -109,5 +109,6 @@ class SpanWriter:
             return
         if fact.outcome == Outcome.INTERRUPTED and not fact.error_type:
             return
-        span.set_attribute(semconv.ERROR_TYPE, fact.error_type or semconv.OTHER_ERROR)
+        error_type = self.privacy.identifier(fact.error_type) or semconv.OTHER_ERROR
+        span.set_attribute(semconv.ERROR_TYPE, error_type)
         span.set_status(StatusCode.ERROR, self.privacy.message(fact.error or "Unknown error"))

@@ -63,8 +63,10 @@ class Store:
         self.started_wall_ns = clock.time_ns()
         self._state = state
         self._queue: deque[Fact | SocketFact | FactSource] = deque()
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        # Re-entrant, since a collection or a signal handler may come back here on the thread that
+        # holds it; `_busy`, only touched under it, says that a fold or a view is under way.
+        self._lock = threading.RLock()
+        self._busy = False
 
     def put(self, fact: Fact | SocketFact | FactSource) -> None:
         """Takes one fact. Never waits, never fails."""
@@ -78,16 +80,16 @@ class Store:
         A read from within a read (a signal handler's, on the thread that holds the lock) sees the
         state as it is at that moment, unfolded.
         """
-        if self._owner == threading.get_ident():
-            return view(self._state)
         with self._lock:
-            self._owner = threading.get_ident()
+            if self._busy:
+                return view(self._state)
+            self._busy = True
             try:
                 self._fold()
                 self._state.advance(self.clock.monotonic_ns(), self.clock.time_ns())
                 return view(self._state)
             finally:
-                self._owner = None
+                self._busy = False
 
     def take_news(self) -> list[News]:
         """The changes since the last call, oldest first."""
@@ -103,18 +105,22 @@ class Store:
         """In a forked child: an empty state, and a lock that no thread of the parent holds."""
         self._state = state
         self._queue = deque()
-        self._lock = threading.Lock()
-        self._owner = None
+        self._lock = threading.RLock()
+        self._busy = False
         self.started_ns = self.clock.monotonic_ns()
         self.started_wall_ns = self.clock.time_ns()
 
     def _fold_if_free(self) -> None:
         while self._queue and self._lock.acquire(blocking=False):
-            self._owner = threading.get_ident()
             try:
-                self._fold()
+                if self._busy:
+                    return  # further out on this thread's stack; that fold looks again
+                self._busy = True
+                try:
+                    self._fold()
+                finally:
+                    self._busy = False
             finally:
-                self._owner = None
                 self._lock.release()
 
     def _fold(self) -> None:

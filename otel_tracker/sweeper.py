@@ -18,6 +18,7 @@ from .diagnostics import Diagnostics
 from .handles import Handle
 from .ids import format_id
 from .model import NS_PER_S, Outcome, TransactionStatus, Who, to_iso
+from .privacy import scrub
 from .recorder import Recorder
 from .settings import Settings
 from .state import IssueFound, News, Stalled, State, StatusChange, Tracked
@@ -119,7 +120,8 @@ class Sweeper:
         verdict = news.verdict
         text_id = format_id(news.trace_id)
         stage = "none" if verdict.current_stage is None else verdict.current_stage.value
-        issue = "" if verdict.found is None else f": {verdict.found.text}"
+        text = "" if verdict.found is None else verdict.found.text
+        issue = f": {scrub(text)}" if text else ""
         bad = verdict.status in (TransactionStatus.FAILED, TransactionStatus.STALLED)
         logger.log(
             logging.WARNING if bad and verdict.found is not None else logging.INFO,
@@ -127,7 +129,7 @@ class Sweeper:
             text_id, news.old.value, verdict.status.value, stage, issue,
         )  # fmt: skip
         if verdict.status is TransactionStatus.STALLED and not verdict.stalled:
-            self._call_stall(news.trace_id, news.who, None, issue[2:], news.since_ns, "")
+            self._call_stall(news.trace_id, news.who, None, text, news.since_ns, "")
             handle = self._recorder.handle(format_id(news.trace_id))
             if handle is not None:
                 self._recorder.end_root(handle)

@@ -173,6 +173,7 @@ class Telemetry:
         self._own: TracerProvider | None = None
         self._attached: list[trace.TracerProvider] = []
         self._lock = threading.RLock()  # re-entered where the garbage collector ends a span in it
+        self._resolving = False
         self._export = True
         self._exporters: list[str] = []
 
@@ -193,22 +194,43 @@ class Telemetry:
             return self._tracer
         return self._resolve(source)
 
+    def attach(self) -> None:
+        """Feeds the dashboard from the application's provider, if there is one by now.
+
+        Its spans that carry our attributes count from here on, before any call made one of ours.
+        """
+        source = self._given
+        if source is None and self._follow_global:
+            source = trace.get_tracer_provider()
+        if isinstance(source, TracerProvider) and source is not self._resolved_from:
+            self._resolve(source)
+
     def _resolve(self, source: trace.TracerProvider | None) -> trace.Tracer:
         with self._lock:
-            provider = source
-            if provider is None or (
-                provider is not self._given and not isinstance(provider, TracerProvider)
-            ):
-                # The global is still the API's proxy: ours serves until the application sets one.
-                provider = self._own or self._make_own()
-            if provider is not self._provider:
-                self._provider = provider
-                self._attach(provider)
-                tracer = provider.get_tracer(semconv.SCOPE, package_version())
-                self._adapt(tracer)
-                self._tracer = tracer
-            self._resolved_from = source
-            return self._tracer
+            if self._resolving:
+                # A signal handler, or the garbage collector, in the middle of the lines below.
+                return trace.NoOpTracer()
+            self._resolving = True
+            try:
+                return self._resolve_once(source)
+            finally:
+                self._resolving = False
+
+    def _resolve_once(self, source: trace.TracerProvider | None) -> trace.Tracer:
+        provider = source
+        if provider is None or (
+            provider is not self._given and not isinstance(provider, TracerProvider)
+        ):
+            # The global is still the API's proxy: ours serves until the application sets one.
+            provider = self._own or self._make_own()
+        if provider is not self._provider:
+            self._provider = provider
+            self._attach(provider)
+            tracer = provider.get_tracer(semconv.SCOPE, package_version())
+            self._adapt(tracer)
+            self._tracer = tracer
+        self._resolved_from = source
+        return self._tracer
 
     def _attach(self, provider: trace.TracerProvider) -> None:
         if any(provider is known for known in self._attached):
@@ -296,6 +318,7 @@ class Telemetry:
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here."""
         self._lock = threading.RLock()
+        self._resolving = False
 
 
 def within(timeout_s: float, work: Callable[[], Any]) -> Any:

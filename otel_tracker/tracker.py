@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 import weakref
@@ -54,6 +55,11 @@ from .telemetry import SHUTDOWN_S, Telemetry
 T = TypeVar("T")
 
 _UNSET: Final[Any] = object()
+
+_MOST: Final = 1 << 53
+"""The largest number that is taken from a caller: exact in JSON, and far from OTLP's 64 bits."""
+_LONGEST_NS: Final = 30 * 24 * 3600 * NS_PER_S
+"""The longest reported duration of an extraction: 30 days."""
 
 _trackers: weakref.WeakSet[DebugSystemTracker] = weakref.WeakSet()
 
@@ -107,6 +113,7 @@ class DebugSystemTracker:
         self._sweeper.on_stall, self._sweeper.on_issue = on_stall, on_issue
         self._sessions = SessionBook()
         _trackers.add(self)
+        self._guard(None, self._telemetry.attach)
 
     def _new_state(self) -> State:
         return State(self.settings.limits, self.settings.patience, self._pipelines)
@@ -126,8 +133,9 @@ class DebugSystemTracker:
         Raises:
             TypeError: an option that does not exist.
         """
-        self._options = {**self._options, **options}
-        self.settings = load(self._options)
+        merged = {**self._options, **options}
+        self.settings = load(merged)
+        self._options = merged
         self._recorder.configure(self.settings)
         if pipeline is not None:
             self._pipeline = pipeline
@@ -145,6 +153,7 @@ class DebugSystemTracker:
 
         self._store.read(apply)
         self._telemetry.use(tracer_provider)
+        self._guard(None, self._telemetry.attach)
 
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
         """Ends every open span, exports what waits, stops the thread, within `timeout_s` seconds.
@@ -265,8 +274,10 @@ class DebugSystemTracker:
     @staticmethod
     def _plain(metadata: dict[str, Any]) -> Mapping[str, Any]:
         if isinstance(metadata.get("metadata", _UNSET), Mapping):
-            merged = metadata.pop("metadata")
-            metadata = {**merged, **metadata}
+            with contextlib.suppress(Exception):  # a mapping that raises is metadata like any other
+                merged = dict(metadata["metadata"])
+                del metadata["metadata"]
+                metadata = {**merged, **metadata}
         return plain_metadata(metadata)
 
     def _report(
@@ -312,7 +323,7 @@ class DebugSystemTracker:
         size = metadata.get("chunk_size")
         if isinstance(size, int) and not isinstance(size, bool):
             rest = {k: v for k, v in metadata.items() if k != "chunk_size"}
-            self._recorder.audio(handle, max(0, size), rest)
+            self._recorder.audio(handle, _size_of(size), rest)
         else:
             self._recorder.audio(handle, None, metadata)
 
@@ -323,8 +334,7 @@ class DebugSystemTracker:
                 return
             handle = self._handle_of(transaction_id)
             if handle is not None:
-                size = chunk_size if type(chunk_size) is int else _size_of(chunk_size)
-                self._recorder.audio(handle, max(0, size))
+                self._recorder.audio(handle, _size_of(chunk_size))
         except Exception:
             self._diagnostics.error("track_audio_chunk", "an audio chunk could not be tracked")
 
@@ -345,8 +355,10 @@ class DebugSystemTracker:
                 stage = metadata.pop("stage", None)
             handle = None if self.settings.disabled else self._handle_of(transaction_id)
             if handle is not None:
-                plain = self._plain(metadata) if metadata else EMPTY
                 name = None if stage is None else parse_stage(stage)
+                if name is None and stage is not None:
+                    self._warn_of_stage("track_progress", stage)
+                plain = self._plain(metadata) if metadata else EMPTY
                 self._recorder.progress(handle, name, plain)
         except Exception:
             self._diagnostics.error("track_progress", "progress could not be tracked")
@@ -482,9 +494,10 @@ class DebugSystemTracker:
 
     def get_dashboard_data(self) -> dict[str, Any]:
         """Everything a dashboard shows, as plain data: docs/dashboard-data.md has every key."""
+        self._guard(None, self._telemetry.attach)
         data = self._store.read(lambda state: views.dashboard(state, self._now()))
         self._add_stacks(data["stalled"])
-        data["health"].update(self._health())
+        self._add_health(data["health"])
         return data
 
     def get_transaction(self, transaction_id: object) -> Transaction | None:
@@ -535,7 +548,7 @@ class DebugSystemTracker:
             OSError: the directory cannot be written; the message names it and ``DEBUG_DUMP_DIR``.
         """
         data = self._store.read(lambda state: views.dump(state, self._now()))
-        data["health"].update(self._health())
+        self._add_health(data["health"])
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
         return _write_dump(Path(self.settings.debug_dump_dir), self._clock.time_ns(), text)
 
@@ -546,12 +559,13 @@ class DebugSystemTracker:
             store.started_wall_ns,
         )  # fmt: skip
 
-    def _health(self) -> dict[str, Any]:
-        return {
-            "disabled": self.settings.disabled,
-            "export": self._telemetry.export_state(),
-            "problems": dict(self._diagnostics.counts),
-        }
+    def _add_health(self, health: dict[str, Any]) -> None:
+        """What the fold does not know: the tracker's own state beside the store's."""
+        if self._sessions.dropped:
+            health["dropped"]["sessions"] = self._sessions.dropped
+        health["disabled"] = self.settings.disabled
+        health["export"] = self._telemetry.export_state()
+        health["problems"] = dict(self._diagnostics.counts)
 
     def _add_stacks(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
@@ -606,6 +620,7 @@ class DebugSystemTracker:
             session = self._session(session_id)
             if session is not None:
                 session.processing_started = self._seconds()
+                session.processing_started_ns = self._clock.monotonic_ns()
             self.track_event(session_id, PipelineStage.MEMORY_STARTED)
 
         self._guard(None, start)
@@ -619,8 +634,8 @@ class DebugSystemTracker:
             session = self._session(session_id)
             if session is not None:
                 session.processing_completed = session.ended = self._seconds()
-                session.success = bool(success)
                 session.error = text_of(error_message) or None
+                self._sessions.completed(session, bool(success), self._clock.monotonic_ns())
             self.track_event(session_id, PipelineStage.MEMORY_COMPLETED, success, error_message)
 
         self._guard(None, complete)
@@ -651,6 +666,7 @@ class DebugSystemTracker:
             session = self._session(session_id)
             if session is not None:
                 session.add(session.extractions, row)
+                self._sessions.memories += 1
             self._detail(
                 session_id,
                 "memory extraction",
@@ -696,7 +712,7 @@ class DebugSystemTracker:
                     "transcript_length": row["transcript_length"],
                     "model": row["model"],
                 },
-                duration_ns=round((milliseconds or 0) * 1_000_000),
+                duration_ns=min(round((milliseconds or 0) * 1_000_000), _LONGEST_NS),
                 error=None if success else str(row["error"] or "Unknown error"),
             )
 
@@ -728,6 +744,7 @@ class DebugSystemTracker:
                     "method": text_of(transcription_method, 64) or None,
                 }
                 session.add(session.segments, row)
+                self._sessions.transcripts += 1
             self.track_progress(session_id)
 
         self._guard(None, add)
@@ -810,20 +827,26 @@ def _error_type(metadata: Mapping[str, Any]) -> str:
 
 
 def _limit(value: object, default: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+    return max(0, min(value, _MOST)) if type(value) is int else default
 
 
 def _size_of(value: object) -> int:
+    """Bytes of a chunk, whatever the caller gave as its size; 0 where that says nothing."""
+    if type(value) is int and 0 <= value < _MOST:
+        return value
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         if isinstance(value, bytes | bytearray | memoryview):
             return len(value)
         if isinstance(value, int | float):
-            return int(value)
+            return max(0, min(int(value), _MOST))
     return 0
 
 
 def _number(value: object) -> int | float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A number that JSON and OTLP can carry, or None."""
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return value if abs(value) < _MOST else None
+    return None
 
 
 def _write_dump(directory: Path, wall_ns: int, text: str) -> Path:

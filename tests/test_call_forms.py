@@ -324,10 +324,7 @@ def test_star_import_is_the_whole_migration(tmp_path: Path) -> None:
         assert (
             t.issue(names["transaction_id"]) == "Transcription completed but memory creation failed"
         )
-    for name in (
-        "get_debug_tracker init_debug_tracker shutdown_debug_tracker DebugSystemTracker "
-        "PipelineStage TransactionStatus Transaction PipelineEvent SystemMetrics"
-    ).split():
+    for name in ["get_debug_tracker", "init_debug_tracker", "shutdown_debug_tracker", "DebugSystemTracker", "PipelineStage", "TransactionStatus", "Transaction", "PipelineEvent", "SystemMetrics"]:
         assert names[name] is getattr(otel_tracker, name)
 
 
@@ -432,11 +429,7 @@ def test_thread_pool_without_an_event_loop(t: Harness) -> None:
 
 # --- reads: keys and orders -----------------------------------------------------------------------
 
-METRICS_KEYS = (
-    "uptime_hours total_transactions active_transactions completed_transactions "
-    "failed_transactions stalled_transactions active_websockets total_audio_chunks "
-    "total_transcriptions total_memories last_activity"
-).split()
+METRICS_KEYS = ["uptime_hours", "total_transactions", "active_transactions", "completed_transactions", "failed_transactions", "stalled_transactions", "active_websockets", "total_audio_chunks", "total_transcriptions", "total_memories", "last_activity"]
 
 
 def twelve(t: Harness) -> list[str]:

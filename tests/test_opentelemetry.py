@@ -560,7 +560,7 @@ def inlet() -> Iterator[tuple[int, list[tuple[str, int]]]]:
     came: list[tuple[str, int]] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802  # its name is the interface
+        def do_POST(self) -> None:  # its name is the interface
             size = int(self.headers["Content-Length"])
             came.append((self.path, len(self.rfile.read(size))))
             self.send_response(200)
