@@ -106,9 +106,9 @@ _SCRUB: Final = re.compile(
     | (?P<known>\b(?:sk|pk|rk|ghp|gho|ghu|ghs|ghr|github_pat|glpat|xox[abprs]|AKIA|ASIA|AIza|hf|dg)
         [_\-]?[A-Za-z0-9_\-]{14,})
     | (?P<scheme>\b(?:bearer|basic|token)\s+)(?P<after_scheme>[A-Za-z0-9+/=._~\-]{8,})
-    | (?P<pair>["']?\b[A-Za-z_\-]{0,32}(?:password|passwd|passphrase|pwd|secret|token|api[_\-]?key
-        |apikey|authorization|access[_\-]?key|private[_\-]?key|credential)s?["']?\s{0,3}[=:]\s{0,3})
-        (?P<after_pair>"[^"]*"|'[^']*'|(?:(?:bearer|basic)\s+)?[^\s,;&"']+)
+    | (?P<pair>["'\\]{0,8}\b[A-Za-z_\-]{0,32}(?:password|passwd|passphrase|pwd|secret|token|api[_\-]?key
+        |apikey|authorization|access[_\-]?key|private[_\-]?key|credential)s?["'\\]{0,8}\s{0,3}[=:]\s{0,3})
+        (?P<after_pair>\\{0,4}"[^"]*"|\\{0,4}'[^']*'|(?:(?:bearer|basic)\s+)?[^\s,;&"']+)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -341,17 +341,20 @@ class Privacy:
                 return [scrub(item) for item in value]
         if not self.export_text or not value:
             return None
-        return scrub(json.dumps(self._without_sensitive(value), ensure_ascii=False))
+        return scrub(json.dumps(self._clean(value), ensure_ascii=False))
 
-    def _without_sensitive(self, value: Any) -> Any:
+    def _clean(self, value: Any) -> Any:
+        """Nested data, each string scrubbed before JSON escapes its quotes."""
+        if isinstance(value, str):
+            return scrub(value)
         if isinstance(value, dict):
             return {
-                key: self._without_sensitive(item)
+                scrub(key): self._clean(item)
                 for key, item in value.items()
                 if type(item) in _NUMBERS or key.lower() not in self.sensitive_keys
             }
         if isinstance(value, list):
-            return [self._without_sensitive(item) for item in value]
+            return [self._clean(item) for item in value]
         return value
 
 
