@@ -277,6 +277,11 @@ class State:
         self.patience = patience
         self._dirty.update(dict.fromkeys(self.transactions))
 
+    @property
+    def unjudged(self) -> int:
+        """How many transactions changed since they were judged."""
+        return len(self._dirty)
+
     # --- judging --------------------------------------------------------------------------------
 
     def advance(self, now_ns: int, wall_ns: int) -> None:

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 _FOLD_AT: Final = 64
 """Queued facts at which a writer folds; fewer wait for the next read or sweep."""
+_JUDGE_AT: Final = 64
+"""Changed transactions at which a writer judges them too, so that what is let go goes soon."""
 
 
 class Clock(Protocol):
@@ -118,6 +120,8 @@ class Store:
                 self._busy = True
                 try:
                     self._fold()
+                    if self._state.unjudged >= _JUDGE_AT:
+                        self._state.advance(self.clock.monotonic_ns(), self.clock.time_ns())
                 finally:
                     self._busy = False
             finally:

@@ -1,4 +1,4 @@
-"""Whatever a caller passes: nothing raises, it is warned about once and counted, and spans encode."""
+"""Whatever a caller passes: nothing raises, it is warned about once, and the spans encode."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Hostile:
     def _raise(self, *_: object) -> Any:
         raise RuntimeError("hostile")
 
-    __repr__ = __str__ = __bool__ = __len__ = __hash__ = __iter__ = _raise  # type: ignore[assignment]
-    __eq__ = __lt__ = __int__ = __float__ = __index__ = __format__ = _raise  # type: ignore[assignment]
+    __repr__ = __str__ = __bool__ = __len__ = __hash__ = __iter__ = _raise
+    __eq__ = __lt__ = __int__ = __float__ = __index__ = __format__ = _raise
 
 
 class HostileStr(str):
@@ -39,7 +39,7 @@ class HostileStr(str):
     def _raise(self, *_: object, **__: object) -> Any:
         raise RuntimeError("hostile")
 
-    __str__ = __repr__ = __len__ = lower = strip = encode = startswith = _raise  # type: ignore[assignment]
+    __str__ = __repr__ = __len__ = lower = strip = encode = startswith = _raise
 
 
 class HostileInt(int):
@@ -48,7 +48,7 @@ class HostileInt(int):
     def _raise(self, *_: object) -> Any:
         raise RuntimeError("hostile")
 
-    __str__ = __repr__ = __index__ = __int__ = __float__ = __round__ = _raise  # type: ignore[assignment]
+    __str__ = __repr__ = __index__ = __int__ = __float__ = __round__ = _raise
 
 
 class HostileMapping(Mapping[str, Any]):

@@ -307,7 +307,7 @@ from otel_tracker import *
 tracker = get_debug_tracker()
 transaction_id = tracker.create_transaction("user-1", "client-1")
 tracker.track_event(transaction_id, PipelineStage.AUDIO_RECEIVED)
-tracker.track_event(transaction_id, PipelineStage.TRANSCRIPTION_COMPLETED, True, transcript_length=5)
+tracker.track_event(transaction_id, PipelineStage.TRANSCRIPTION_COMPLETED, True, words=5)
 tracker.track_event(transaction_id, PipelineStage.MEMORY_COMPLETED, False, error_message="no model")
 transaction: Transaction | None = tracker.get_transaction(transaction_id)
 assert transaction.status is TransactionStatus.FAILED
@@ -324,7 +324,10 @@ def test_star_import_is_the_whole_migration(tmp_path: Path) -> None:
         assert (
             t.issue(names["transaction_id"]) == "Transcription completed but memory creation failed"
         )
-    for name in ["get_debug_tracker", "init_debug_tracker", "shutdown_debug_tracker", "DebugSystemTracker", "PipelineStage", "TransactionStatus", "Transaction", "PipelineEvent", "SystemMetrics"]:
+    for name in [
+        "get_debug_tracker", "init_debug_tracker", "shutdown_debug_tracker", "DebugSystemTracker",
+        "PipelineStage", "TransactionStatus", "Transaction", "PipelineEvent", "SystemMetrics",
+    ]:  # fmt: skip
         assert names[name] is getattr(otel_tracker, name)
 
 
@@ -429,7 +432,11 @@ def test_thread_pool_without_an_event_loop(t: Harness) -> None:
 
 # --- reads: keys and orders -----------------------------------------------------------------------
 
-METRICS_KEYS = ["uptime_hours", "total_transactions", "active_transactions", "completed_transactions", "failed_transactions", "stalled_transactions", "active_websockets", "total_audio_chunks", "total_transcriptions", "total_memories", "last_activity"]
+METRICS_KEYS = [
+    "uptime_hours", "total_transactions", "active_transactions", "completed_transactions",
+    "failed_transactions", "stalled_transactions", "active_websockets", "total_audio_chunks",
+    "total_transcriptions", "total_memories", "last_activity",
+]  # fmt: skip
 
 
 def twelve(t: Harness) -> list[str]:
@@ -478,7 +485,7 @@ def test_dashboard_values(t: Harness) -> None:
 
 
 def test_recent_transactions_of_the_dashboard(t: Harness) -> None:
-    """The last ten rows, oldest first, with short ids, six characters of the user, and ISO times."""
+    """The last ten rows, oldest first, with short ids, six characters of the user, ISO times."""
     ids = twelve(t)
     rows = t.tracker.get_dashboard_data()["recent_transactions"]
     assert [row["id"] for row in rows] == [transaction_id[:8] for transaction_id in ids[-10:]]

@@ -1,4 +1,4 @@
-"""Threads, event loops, signals, forks and the garbage collector: nothing is lost, nothing hangs."""
+"""Threads, event loops, signals, forks and the garbage collector: nothing is lost or hangs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEMORY_COMPLETED = PipelineStage.MEMORY_COMPLETED
 CONVERSATION_ENDED = PipelineStage.CONVERSATION_ENDED
 
 
-def all_at_once(work: Callable[[int], None], threads: int = THREADS) -> None:
+def all_at_once(work: Callable[[int], object], threads: int = THREADS) -> None:
     """Runs `work` on that many threads that start together; raises what one of them raised."""
     barrier = threading.Barrier(threads)
 
@@ -152,7 +152,7 @@ def test_first_chunks_at_once_make_one_audio_span() -> None:
     with fresh_tracker() as t:
         for _ in range(30):
             tid = t.tracker.create_transaction("user", "client")
-            all_at_once(lambda _, tid=tid: t.tracker.track_audio_chunk(tid, 1))  # type: ignore[misc]
+            all_at_once(lambda _, tid=tid: t.tracker.track_audio_chunk(tid, 1))
             t.tracker.track_event(tid, CONVERSATION_ENDED)
         audio = [s for s in t.spans() if s["name"] == "audio"]
         assert [s["attributes"]["otel_tracker.audio.chunks"] for s in audio] == [THREADS] * 30
@@ -224,7 +224,7 @@ def test_several_event_loops_one_after_the_other_and_at_once() -> None:
         first = asyncio.run(many())
         second = asyncio.run(many())
         assert len({*first, *second}) == 40
-        all_at_once(lambda _: asyncio.run(many()) and None, threads=4)
+        all_at_once(lambda _: asyncio.run(many()), threads=4)
         metrics = t.tracker.get_dashboard_data()["system_metrics"]
         assert metrics["total_transactions"] == 40 + 80
         assert metrics["total_memories"] == 40 + 80
@@ -477,7 +477,8 @@ def test_a_forked_child_that_exits_exports_nothing_of_its_parents() -> None:
         import json, os, sys, warnings
         warnings.simplefilter("ignore")
         from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
         from otel_tracker import init_debug_tracker
 
         class File(SpanExporter):

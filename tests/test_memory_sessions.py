@@ -14,9 +14,16 @@ from otel_tracker.testing import Harness, fresh_tracker
 START = 1_767_225_600.0
 """The injected clock's start, in seconds since the epoch."""
 
-ROW_KEYS = ["session_id", "audio_uuid", "client_id", "user_id", "user_email", "session_start_time", "session_end_time", "transcript_count", "full_conversation", "memory_processing_started", "memory_processing_completed", "memory_processing_success", "memory_processing_error"]
+ROW_KEYS = [
+    "session_id", "audio_uuid", "client_id", "user_id", "user_email", "session_start_time",
+    "session_end_time", "transcript_count", "full_conversation", "memory_processing_started",
+    "memory_processing_completed", "memory_processing_success", "memory_processing_error",
+]  # fmt: skip
 SUMMARY_KEYS = [*ROW_KEYS, "transcript_segments", "memory_extractions", "extraction_attempts"]
-STATS_KEYS = ["total_sessions", "successful_sessions", "failed_sessions", "success_rate", "total_transcripts", "total_memories", "avg_processing_time_seconds", "memories_per_session"]
+STATS_KEYS = [
+    "total_sessions", "successful_sessions", "failed_sessions", "success_rate", "total_transcripts",
+    "total_memories", "avg_processing_time_seconds", "memories_per_session",
+]  # fmt: skip
 
 
 @pytest.fixture

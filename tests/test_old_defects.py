@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -143,7 +143,7 @@ def test_a_stalled_transaction_that_resumes_is_no_longer_stalled(t: Harness) -> 
 @pytest.mark.parametrize("ended", [True, False])
 def test_transactions_do_not_grow_without_bound(tmp_path: Path, ended: bool) -> None:
     """Of finished and of open transactions a number is kept; the totals count them all."""
-    limits = {"recent_transactions": 10, "open_transactions": 20}
+    limits: dict[str, Any] = {"recent_transactions": 10, "open_transactions": 20}
     with fresh_tracker(debug_dump_dir=tmp_path, **limits) as t:
         for number in range(300):
             transaction_id = new(t, f"user-{number}")
@@ -482,7 +482,7 @@ class Calls:
     def __init__(self) -> None:
         self.count = 0
 
-    def __enter__(self) -> Calls:
+    def __enter__(self) -> Self:
         sys.setprofile(self._profile)
         return self
 

@@ -103,7 +103,7 @@ PLACES: dict[str, Call] = {
     "progress": lambda k, c: k.track_progress(started(k), "memory", note=c),
     "skip": lambda k, c: k.track_skipped(transaction(k), "memory", f"nothing from {c}"),
     "metadata of a skip": lambda k, c: k.track_skipped(transaction(k), "memory", "-", note=c),
-    "socket": lambda k, c: socket(k, c),
+    "socket": lambda k, c: socket(k, client=c),
     "session's recording": lambda k, c: k.start_memory_session(c, "client", "user", "mail"),
     "session's client": lambda k, c: k.start_memory_session("audio", c, "user", "mail"),
     "session's user": lambda k, c: k.start_memory_session("audio", "client", c, "mail"),
@@ -136,7 +136,7 @@ STAGES: dict[str, Call] = {
     "own stage, started": lambda k, c: k.track_event(transaction(k), f"{c}_started"),
     "own stage, completed": lambda k, c: k.track_event(transaction(k), c),
     "own stage, skipped": lambda k, c: k.track_skipped(transaction(k), c, "-"),
-    "own stage, queued": lambda k, c: queued(k, c),
+    "own stage, queued": lambda k, c: queued(k, stage=c),
 }
 """Names of stages, which are the developer's own; a variable that slipped in is an accident."""
 
@@ -159,9 +159,9 @@ def queued(kind: DebugSystemTracker, stage: str) -> None:
     kind.track_event(made, f"{stage}_started")
 
 
-def socket(kind: DebugSystemTracker, canary: str) -> None:
-    kind.track_websocket_connected(canary, canary)
-    kind.track_websocket_disconnected(canary)
+def socket(kind: DebugSystemTracker, client: str) -> None:
+    kind.track_websocket_connected(client, client)
+    kind.track_websocket_disconnected(client)
     transaction(kind)
 
 
@@ -225,7 +225,7 @@ def exported(t: Harness) -> bytes:
     t.advance(61)
     t.tracker.shutdown()
     spans = t.finished_spans()
-    payload = encode_spans(spans).SerializeToString()
+    payload: bytes = encode_spans(spans).SerializeToString()
     assert spans
     assert b"otel_tracker.transaction.id" in payload
     return payload
@@ -357,8 +357,8 @@ def test_a_user_id_that_is_an_email_leaves_as_a_hash(t: Harness) -> None:
 def test_the_hash_can_be_keyed() -> None:
     """With hash_key= nobody can try addresses against the hash without the key."""
     hashes = []
-    for options in ({}, {"hash_key": "one"}, {"hash_key": "two"}, {"hash_key": "two"}):
-        with fresh_tracker(**options) as t:
+    for key in ("", "one", "two", "two"):
+        with fresh_tracker(hash_key=key) as t:
             transaction_id = t.tracker.create_transaction("zoe@example.com", "c")
             t.tracker.track_event(transaction_id, CONVERSATION_ENDED)
             hashes.append(t.spans()[0]["attributes"]["user.hash"])

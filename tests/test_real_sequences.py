@@ -515,7 +515,7 @@ def test_a_stall_that_recovers_is_resolved_and_told(t: Harness) -> None:
 
 
 def test_a_stall_is_told_once(t: Harness) -> None:
-    """However long it lasts and however often it is looked at, a stall is one span and one issue."""
+    """However long it lasts and however often one looks, a stall is one span and one issue."""
     transaction_id = new(t)
     t.tracker.track_event(transaction_id, MEMORY_STARTED)
     for _ in range(20):

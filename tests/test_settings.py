@@ -205,11 +205,12 @@ def test_limits_of_stages(
 @pytest.mark.parametrize("by", ["environment", "keyword", "mapping", "init"])
 def test_a_stage_stalls_at_its_own_limit(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit of one stage holds for it, and for no other."""
-    options: dict[str, Any] = {
-        "keyword": {"stall_after_fetch": 5},
-        "mapping": {"stall_after_stage": {"fetch": 5}},
-    }.get(by, {})
-    if by == "environment":
+    options: dict[str, Any] = {}
+    if by == "keyword":
+        options["stall_after_fetch"] = 5
+    elif by == "mapping":
+        options["stall_after_stage"] = {"fetch": 5}
+    elif by == "environment":
         monkeypatch.setenv("OTEL_TRACKER_STALL_AFTER_FETCH", "5")
     with fresh_tracker(use_as_shared=True, **options) as t:
         if by == "init":

@@ -67,11 +67,21 @@ class Expected:
         }
 
     def root(
-        self, start: float, end: float, outcome: str = "", *, error: str | None = None, **rest: Any
+        self,
+        start: float,
+        end: float,
+        outcome: str = "",
+        *,
+        error: str | None = None,
+        told: bool | None = None,
+        **rest: Any,
     ) -> dict[str, Any]:
+        """The root; `told` is the success that the caller reported with the end, if it did."""
         attributes = {"kind": "transaction", **rest.pop("attributes", {})}
         if outcome:
             attributes["outcome"] = outcome
+        if told is not None:
+            attributes["end.success"] = told
         return self.span(
             self.pipeline, start, end, attributes, parent=None, kind="SERVER", error=error, **rest
         )
@@ -124,9 +134,19 @@ class Expected:
         )
 
     def ended(
-        self, at: float, outcome: str, *, error: str | None = None, parent: str = "", **more: Any
+        self,
+        at: float,
+        outcome: str,
+        *,
+        error: str | None = None,
+        parent: str = "",
+        told: bool | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
+        """The end, told beside the root; `told` as for `root`."""
         attributes: dict[str, Any] = {"kind": "ended", "outcome": outcome}
+        if told is not None:
+            attributes["end.success"] = told
         attributes |= {f"~{key}": value for key, value in more.items()}
         if error is not None:
             attributes.setdefault("~error.type", "_OTHER")
@@ -163,7 +183,7 @@ def test_a_good_run() -> None:
         t.tracker.track_event(tid, CONVERSATION_ENDED, reason="hung up")
 
         assert t.spans() == [
-            x.root(0, 9, "success", attributes={"~reason": "hung up"}),
+            x.root(0, 9, "success", told=True, attributes={"~reason": "hung up"}),
             x.audio(1, 2, chunks=2, size=1536, last=512),
             x.stage("transcription", 3, 5, model="small", words=7),
             x.stage("memory", 6, 8, memories=3),
@@ -192,8 +212,8 @@ def test_a_failure_and_its_retry() -> None:
             "error_type": "OperationalError",
         }
         assert t.spans() == [
+            x.root(0, 3, "success", told=True),
             x.stage("memory", 0, 1, "failure", error="database is locked", **error_type),
-            x.root(0, 3, "success"),
             x.stage("memory", 2, 3, number=2, retry_count=1),
         ]
 
@@ -209,8 +229,15 @@ def test_a_transaction_that_failed_in_the_end() -> None:
         t.tracker.track_event(tid, CONVERSATION_ENDED)
 
         assert t.spans() == [
+            x.root(
+                0,
+                2,
+                "failure",
+                told=True,
+                error="Unknown error",
+                attributes={"~error.type": "_OTHER"},
+            ),
             x.stage("transcription", 0, 1, "failure", error="Unknown error", **OTHER),
-            x.root(0, 2, "failure", error="Unknown error", attributes={"~error.type": "_OTHER"}),
         ]
 
 
@@ -220,7 +247,14 @@ def test_an_end_told_as_a_failure() -> None:
         tid, x = begin(t)
         t.tracker.track_event(tid, CONVERSATION_ENDED, False, ConnectionError("peer went away"))
         assert t.spans() == [
-            x.root(0, 0, "failure", error="peer went away", attributes={"~error.type": "_OTHER"})
+            x.root(
+                0,
+                0,
+                "failure",
+                told=False,
+                error="peer went away",
+                attributes={"~error.type": "_OTHER"},
+            )
         ]
 
 
@@ -238,7 +272,7 @@ def test_a_failure_that_nobody_ends_is_told_by_the_roots_end_after_a_minute() ->
         assert t.spans() == [
             x.root(0, 2, "failure", error=issue, attributes={"~error.type": "_OTHER"}),
             x.stage("memory", 2, 2 + MARK, "failure", error="no space",
-                    more={"stage.mark": True}, **OTHER),
+                    more={"stage.mark": "end"}, **OTHER),
         ]  # fmt: skip
 
 
@@ -252,7 +286,7 @@ def test_a_success_that_nobody_ends_is_told_when_it_has_settled() -> None:
         t.advance(4.9)
         assert [s["name"] for s in t.spans()] == ["memory"]
         t.advance(0.1)
-        assert t.spans() == [x.stage("memory", 0, 3), x.root(0, 3, "success")]
+        assert t.spans() == [x.root(0, 3, "success"), x.stage("memory", 0, 3)]
 
 
 def test_a_skipped_stage() -> None:
@@ -263,12 +297,11 @@ def test_a_skipped_stage() -> None:
         t.clock.advance(1)
         t.tracker.track_skipped(tid, "transcription", "nobody spoke", silence_ms=900)
         t.advance(5)
-        spans = t.spans()
-        assert spans == [
+        assert t.spans() == [
+            x.root(0, 1, "success"),
             x.stage("transcription", 0, 1, "skipped", name="transcription skipped",
                     more={"stage.skip_reason": "nobody spoke"},
                     silence_ms=900, skipped="nobody spoke"),
-            x.root(0, 1, "success"),
         ]  # fmt: skip
 
 
@@ -280,7 +313,7 @@ def test_a_skip_without_a_start_is_a_mark() -> None:
         t.tracker.track_skipped(tid, MEMORY_STARTED, "no words")
         assert t.spans() == [
             x.stage("memory", 1, 1 + MARK, "skipped", name="memory skipped",
-                    more={"stage.skip_reason": "no words", "stage.mark": True},
+                    more={"stage.skip_reason": "no words", "stage.mark": "end"},
                     skipped="no words", parent="?"),
         ]  # fmt: skip
 
@@ -292,7 +325,7 @@ def test_a_completion_without_a_start_is_a_mark() -> None:
         t.clock.advance(4)
         t.tracker.track_event(tid, "diarization_completed", speakers=2)
         assert t.spans() == [
-            x.stage("diarization", 4, 4 + MARK, more={"stage.mark": True}, speakers=2, parent="?")
+            x.stage("diarization", 4, 4 + MARK, more={"stage.mark": "end"}, speakers=2, parent="?")
         ]
 
 
@@ -302,7 +335,16 @@ def test_a_start_that_failed_is_a_mark_of_a_failed_attempt() -> None:
         tid, x = begin(t)
         t.tracker.track_event(tid, MEMORY_STARTED, False, "no model")
         assert t.spans() == [
-            x.stage("memory", 0, MARK, "failure", error="no model", parent="?", **OTHER)
+            x.stage(
+                "memory",
+                0,
+                MARK,
+                "failure",
+                error="no model",
+                parent="?",
+                more={"stage.mark": "start"},
+                **OTHER,
+            )
         ]
 
 
@@ -412,7 +454,7 @@ def test_the_end_told_where_the_root_was_ended_before() -> None:
         t.clock.advance(1)
         t.tracker.track_event(tid, CONVERSATION_ENDED, words=7)
         spans = {s["name"]: s for s in t.spans()}
-        assert spans["ended success"] == x.ended(62, "success", words=7)
+        assert spans["ended success"] == x.ended(62, "success", told=True, words=7)
         assert spans["audio_pipeline"] == x.root(0, 0)
 
 
@@ -423,7 +465,10 @@ def test_an_end_told_as_a_failure_where_the_root_was_ended_before() -> None:
         t.tracker.hand_over(tid)
         t.clock.advance(3)
         t.tracker.track_event(tid, CONVERSATION_ENDED, False, "worker gave up")
-        assert t.spans() == [x.root(0, 0), x.ended(3, "failure", error="worker gave up")]
+        assert t.spans() == [
+            x.root(0, 0),
+            x.ended(3, "failure", error="worker gave up", told=False),
+        ]
 
 
 def test_a_verdict_that_changes_later_is_told_again() -> None:
@@ -438,7 +483,7 @@ def test_a_verdict_that_changes_later_is_told_again() -> None:
         t.advance(60)
         issue = "Failed at memory_completed: no space"
         assert t.spans() == [
-            x.root(0, 0, "success"),
+            x.root(0, 0, "success", told=True),
             x.stage("memory", 10, 15, "failure", error="no space", **OTHER),
             x.ended(15, "failure", error=issue),
         ]
@@ -551,7 +596,7 @@ def test_a_transaction_within_the_callers_own_span() -> None:
             t.tracker.track_event(tid, CONVERSATION_ENDED)
         by_name = {s["name"]: s for s in t.spans()}
         assert by_name["audio_pipeline"] == x.root(
-            0, 0, "success", links=[web_trace], attributes={"~http.route": "/talk/{id}"}
+            0, 0, "success", told=True, links=[web_trace], attributes={"~http.route": "/talk/{id}"}
         )
         assert by_name["POST /talk/{id}"]["links"] == [tid.replace("-", "")]
         assert web_trace != tid.replace("-", "")
@@ -565,7 +610,7 @@ def test_links_can_be_switched_off() -> None:
             tid, x = begin(t)
             t.tracker.track_event(tid, CONVERSATION_ENDED)
         by_name = {s["name"]: s for s in t.spans()}
-        assert by_name["audio_pipeline"] == x.root(0, 0, "success")
+        assert by_name["audio_pipeline"] == x.root(0, 0, "success", told=True)
         assert by_name["GET /"]["links"] == []
 
 
@@ -597,7 +642,7 @@ def test_a_transaction_goes_on_elsewhere_by_its_id_alone() -> None:
         x = Expected(tid)
         assert worker.spans() == [
             {**x.stage("memory", 30, 32, memories=1), "parent": "?"},
-            x.ended(32, "success", parent="?"),
+            x.ended(32, "success", told=True, parent="?"),
         ]
         [root] = front.finished_spans()
         context = root.get_span_context()
