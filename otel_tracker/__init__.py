@@ -15,11 +15,9 @@ from .model import (
     Transaction,
     TransactionStatus,
 )
-from .processor import DashboardSpanProcessor
 from .tracker import DebugSystemTracker
 
 __all__ = [
-    "DashboardSpanProcessor",
     "DebugSystemTracker",
     "Pipeline",
     "PipelineEvent",

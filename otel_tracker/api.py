@@ -6,7 +6,6 @@ nothing tracked before is lost.
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 from typing import Any
@@ -29,7 +28,6 @@ def get_debug_tracker() -> DebugSystemTracker:
                 made = DebugSystemTracker(follow_global=True)
                 if _shared is None:
                     _shared = made
-                    atexit.register(shutdown_debug_tracker)
     return _shared
 
 

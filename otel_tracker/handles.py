@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -105,6 +105,30 @@ class OpenAudio(OpenSpan):
         return self.start.seen(self.at_ns, self.seen_ns, metadata, self.count)
 
 
+S = TypeVar("S")
+
+
+class Slot(Generic[S]):
+    """Holds at most one thing. Each call is one dictionary operation, so that threads may race."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: dict[int, S] = {}
+
+    def get(self) -> S | None:
+        """What is held."""
+        return self._held.get(0)
+
+    def fill(self, thing: S) -> S:
+        """Puts `thing` in if nothing is; what is held then."""
+        return self._held.setdefault(0, thing)
+
+    def take(self) -> S | None:
+        """Takes out what is held: one caller alone gets it."""
+        return self._held.pop(0, None)
+
+
 class Handle:
     """One transaction that is open here, or that this process continues."""
 
@@ -141,14 +165,14 @@ class Handle:
         """On every span of the transaction: Jaeger matches all tags of a search on one span."""
         self.context = context_api.Context()
         """Parent of the transaction's spans."""
-        self.root: OpenSpan | None = None
+        self.root: Slot[OpenSpan] = Slot()
         """The root while it is open here."""
         self.open: dict[tuple[str, str], OpenStage] = {}
         """Open attempts by stage and key."""
         self.attempts: dict[str, int] = {}
         """Attempts made here, by stage."""
-        self.audio: dict[str, OpenAudio] = {}
-        """Its one open audio span, if there is one: a dictionary, since that changes atomically."""
+        self.audio: Slot[OpenAudio] = Slot()
+        """Its one audio span while that is open."""
         self.queued: dict[str, Fact] = {}
         """Waits that nobody has taken yet, by stage."""
         self.bad: dict[tuple[str, str], Fact] = {}

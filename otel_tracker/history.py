@@ -109,11 +109,29 @@ class History:
         """Whether a success of transcription was reported."""
         return self.reported_success(TRANSCRIPTION)
 
-    def standing(self, bad: frozenset[str] = Outcome.BAD) -> list[Fact]:
-        """Newest attempts that went wrong and that nothing has put right, oldest first."""
-        found = [a for a in self.latest.values() if a.outcome in bad]
+    def standing(self, stages: tuple[str, ...] = ()) -> list[Fact]:
+        """Newest attempts that went wrong and that nothing has put right, oldest first.
+
+        Args:
+            stages: the declared ones in order. That a later one succeeded shows that an attempt
+                which was only left open had done its work.
+        """
+        found = [
+            a
+            for a in self.latest.values()
+            if a.outcome in Outcome.BAD and not self._overtaken(a, stages)
+        ]
         found.sort(key=_order)
         return found
+
+    def _overtaken(self, attempt: Fact, stages: tuple[str, ...]) -> bool:
+        if attempt.outcome != Outcome.ABANDONED or attempt.stage not in stages:
+            return False
+        later = stages[stages.index(attempt.stage) + 1 :]
+        return any(
+            a.stage in later and a.outcome == Outcome.SUCCESS and a.start_ns >= attempt.start_ns
+            for a in self.latest.values()
+        )
 
     @property
     def failed_end(self) -> Fact | None:

@@ -44,32 +44,33 @@ def event_of_fact(fact: Fact) -> AnyEvent:
     return event_of(fact.stage, Phase.COMPLETED if fact.closed else Phase.STARTED)
 
 
-def failure_of(h: History) -> Found | None:
+def failure_of(h: History, stages: tuple[str, ...] = ()) -> Found | None:
     """The issue of a failed transaction: the memory sentence, or the first standing failure."""
-    standing = h.standing(_ALERTING)
-    end = h.failed_end
+    standing = [a for a in h.standing(stages) if a.outcome in _ALERTING]
     for attempt in standing:
         found = _found(attempt, h, resolved=False)
         if found.text == MEMORY_FAILED:
             return found
     if standing:
         return _found(standing[0], h, resolved=False)
+    end = h.failed_end
     if end is not None and end.outcome in _ALERTING:
         return _found(end, h, resolved=False)
     return None
 
 
-def past_failures(h: History) -> list[Found]:
-    """Failed attempts that a later attempt has replaced; resolved where that one went well."""
+def past_failures(h: History, stages: tuple[str, ...] = ()) -> list[Found]:
+    """Failed attempts that something came after; resolved where that went well."""
+    standing = {a.span_id for a in h.standing(stages)}
     found = []
     for attempt in h.attempts:
-        if attempt.outcome not in _ALERTING:
+        if attempt.outcome not in _ALERTING or attempt.span_id in standing:
             continue
+        if attempt.outcome == Outcome.ABANDONED and not attempt.error:
+            continue  # only started again: no failure
         newest = h.latest.get((attempt.stage, attempt.key))
-        if newest is attempt:
-            continue
-        resolved = newest is None or newest.outcome in (Outcome.SUCCESS, Outcome.SKIPPED)
-        found.append(_found(attempt, h, resolved=resolved))
+        went_well = newest is None or newest.outcome in (Outcome.SUCCESS, Outcome.SKIPPED)
+        found.append(_found(attempt, h, resolved=went_well or newest is attempt))
     return found
 
 

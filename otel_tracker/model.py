@@ -401,9 +401,13 @@ class SocketFact:
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+LATEST_NS: Final = 253_402_300_799 * NS_PER_S
+"""The end of the year 9999: no time is later, whatever a span says."""
+
+
 def to_datetime(wall_ns: int) -> datetime:
     """Nanoseconds since the epoch as an aware UTC datetime, to the microsecond."""
-    return _EPOCH + timedelta(microseconds=wall_ns // 1000)
+    return _EPOCH + timedelta(microseconds=max(0, min(wall_ns, LATEST_NS)) // 1000)
 
 
 def to_iso(wall_ns: int) -> str:

@@ -33,6 +33,8 @@ MAX_KEPT_TEXT: Final = 8_192
 """Longest string that is kept in the process, in characters."""
 MAX_KEPT_ITEMS: Final = 100
 MAX_KEPT_DEPTH: Final = 5
+MAX_KEPT_NODES: Final = 1_000
+"""Most values within one metadata value."""
 _NUMBERS: Final = frozenset({bool, int, float})
 _MAX_INT: Final = 1 << 63  # OTLP carries 64-bit integers
 
@@ -100,15 +102,17 @@ SENSITIVE_KEYS: Final = frozenset(
 
 _SCRUB: Final = re.compile(
     r"""
-      (?P<email>[\w.%+\-']{1,64}@[\w\-]{1,63}(?:\.[\w\-]{1,63}){1,8})
-    | (?P<userinfo>(?<=://)[^\s/@]{1,256}@)
+      (?P<email>[\w.%+\-']{1,64}(?:@|%40)[\w\-]{1,63}(?:\.[\w\-]{1,63}){1,8})
+    | (?P<userinfo>(?<=://)[^\s/]{1,256}@)
     | (?P<jwt>\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{4,}(?:\.[A-Za-z0-9_\-]*)?)
     | (?P<known>\b(?:sk|pk|rk|ghp|gho|ghu|ghs|ghr|github_pat|glpat|xox[abprs]|AKIA|ASIA|AIza|hf|dg)
         [_\-]?[A-Za-z0-9_\-]{14,})
-    | (?P<scheme>\b(?:bearer|basic|token)\s+)(?P<after_scheme>[A-Za-z0-9+/=._~\-]{8,})
-    | (?P<pair>["'\\]{0,8}\b[A-Za-z_\-]{0,32}(?:password|passwd|passphrase|pwd|secret|token|api[_\-]?key
-        |apikey|authorization|access[_\-]?key|private[_\-]?key|credential)s?["'\\]{0,8}\s{0,3}[=:]\s{0,3})
-        (?P<after_pair>\\{0,4}"[^"]*"|\\{0,4}'[^']*'|(?:(?:bearer|basic)\s+)?[^\s,;&"']+)
+    | (?P<scheme>\b(?:bearer|basic|digest|token)\s+)(?P<after_scheme>[A-Za-z0-9+/=._~\-]{8,})
+    | (?P<pair>["'\\]{0,8}\b[A-Za-z_\-]{0,32}(?:password|passwd|passphrase|pwd|secret|token|cookie
+        |api[_\-]?key|apikey|authorization|access[_\-]?key|private[_\-]?key|credential)s?
+        ["'\\]{0,8}\s{0,3}[=:]\s{0,3})
+        (?P<after_pair>\\{0,4}"[^"]*(?:"|$)|\\{0,4}'[^']*(?:'|$)
+        |(?:(?:bearer|basic|digest)\s+)?[^\s,;&"']+)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -162,23 +166,26 @@ def merged_metadata(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
     return merged
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0, budget: list[int] | None = None) -> Any:
     """Any value as plain data of bounded size. Never raises.
 
     What has no plain form, or raises while it is looked at, becomes its class's name in angle
-    brackets: a `repr` may raise, run long or tell secrets.
+    brackets: a `repr` may raise, run long or tell secrets. So does all that comes after the first
+    `MAX_KEPT_NODES` values within it: lists that share items unfold to very many.
     """
+    budget = [MAX_KEPT_NODES] if budget is None else budget
+    budget[0] -= 1
     try:
-        return _plain(value, depth)
+        return _plain(value, depth, budget) if budget[0] >= 0 else f"<{type(value).__name__}>"
     except Exception:
         return f"<{type(value).__name__}>"
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _plain(value: Any, depth: int, budget: list[int]) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Enum):
-        return plain(value.value, depth + 1) if depth < MAX_KEPT_DEPTH else value.name
+        return plain(value.value, depth + 1, budget) if depth < MAX_KEPT_DEPTH else value.name
     if isinstance(value, int):
         return int(value) if -_MAX_INT <= value < _MAX_INT else _big_int(value)
     if isinstance(value, float):
@@ -196,22 +203,23 @@ def _plain(value: Any, depth: int) -> Any:
     if depth >= MAX_KEPT_DEPTH:
         return f"<{type(value).__name__}>"
     if isinstance(value, dict):
-        return _plain_dict(value, depth)
+        return _plain_dict(value, depth, budget)
     if isinstance(value, list | tuple | set | frozenset):
         items = [
-            plain(item, depth + 1) for item, _ in zip(value, range(MAX_KEPT_ITEMS), strict=False)
+            plain(item, depth + 1, budget)
+            for item, _ in zip(value, range(MAX_KEPT_ITEMS), strict=False)
         ]
         return items if len(value) <= MAX_KEPT_ITEMS else [*items, f"<{len(value)} items in all>"]
     return f"<{type(value).__name__}>"
 
 
-def _plain_dict(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+def _plain_dict(value: dict[Any, Any], depth: int, budget: list[int]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, item in value.items():
         if len(result) >= MAX_KEPT_ITEMS:
             result["…"] = f"{len(value) - MAX_KEPT_ITEMS} more"
             break
-        result[_plain_key(key)] = plain(item, depth + 1)
+        result[_plain_key(key)] = plain(item, depth + 1, budget)
     return result
 
 
@@ -264,16 +272,6 @@ def exception_text(error: BaseException) -> str:
     except Exception:
         text = ""
     return _clean_text(text, MAX_KEPT_TEXT) or type(error).__name__
-
-
-def error_type_of(error: BaseException) -> str:
-    """The ``error.type`` of an exception: its qualified class name, as the conventions ask."""
-    kind = type(error)
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
 
 
 # --- what leaves ----------------------------------------------------------------------------------

@@ -65,13 +65,9 @@ class DashboardSpanProcessor(SpanProcessor):
         self._diagnostics = diagnostics
         self._open: dict[int, Note] = {}
         """Of our own spans, by span id: the recorder chose it."""
-        self.enabled = True
-        """A processor cannot be removed from its provider; it can be switched off."""
 
     def on_start(self, span: Span, parent_context: context_api.Context | None = None) -> None:
         """Takes the fact that a span began."""
-        if not self.enabled:
-            return
         try:
             note = None if parent_context is None else parent_context.get(NOTE_KEY)
             if note is None:
@@ -85,8 +81,6 @@ class DashboardSpanProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Takes the fact that a span ended."""
-        if not self.enabled:
-            return
         try:
             ids = span.get_span_context()
             note = None if ids is None else self._open.pop(ids.span_id, None)

@@ -13,7 +13,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind
 from . import semconv
 from .diagnostics import Diagnostics
 from .handles import Handle, OpenAudio, OpenSpan, OpenStage
-from .ids import format_id, new_span_id, new_trace_id, root_span_id
+from .ids import new_span_id, new_trace_id, root_span_id
 from .model import AUDIO, EMPTY, MARK_NS, Fact, Kind, Outcome, Pipeline, Who
 from .privacy import MAX_EXPORTED_TEXT, merged_metadata
 from .settings import Settings
@@ -24,6 +24,9 @@ from .telemetry import Telemetry, remote_root
 
 MAX_OPEN: Final = 200
 """Most open stages of one transaction, and most stage names that its handle remembers."""
+
+SKIPPED: Final = "skipped"
+"""The metadata under which the reason of a skip is kept."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -83,7 +86,7 @@ class Recorder:
         caller = trace.get_current_span()
         attributes = {**handle.attributes, semconv.KIND: Kind.TRANSACTION.value}
         links = self._link_to(caller, attributes)
-        root = handle.root = OpenSpan(
+        root = OpenSpan(
             self._store,
             Fact(
                 trace_id=handle.trace_id,
@@ -103,19 +106,26 @@ class Recorder:
         handle.context = trace.set_span_in_context(root.span, context_api.Context())
         if links and root.span.get_span_context().is_valid and caller.is_recording():
             caller.add_link(root.span.get_span_context())
+        handle.root.fill(root)
         self._register(handle)
         return handle
 
-    def resume(self, trace_id: int, who: Who, pipeline: Pipeline) -> Handle:
-        """The handle of a transaction whose root is not open here: its id alone continues it."""
-        known = self._handles.get(format_id(trace_id))
-        if known is not None:
-            return known
+    def resume(
+        self, trace_id: int, who: Who, pipeline: Pipeline, standing: Iterable[Fact] = ()
+    ) -> Handle:
+        """The handle of a transaction whose root is not open here: its id alone continues it.
+
+        Args:
+            trace_id: of ours.
+            who: whose it is, as far as that is known here.
+            pipeline: what it runs, as far as that is known here.
+            standing: attempts known here that went wrong and that nothing has put right.
+        """
         handle = self._new_handle(trace_id, who, pipeline)
         remote = remote_root(handle.tracer, trace_id, pipeline.name, handle.attributes)
         handle.context = trace.set_span_in_context(NonRecordingSpan(remote), context_api.Context())
-        self._register(handle)
-        return handle
+        handle.bad.update({(fact.stage, fact.key): fact for fact in standing})
+        return self._register(handle)
 
     def _new_handle(self, trace_id: int, who: Who, pipeline: Pipeline) -> Handle:
         now_ns = self._clock.monotonic_ns()
@@ -143,13 +153,14 @@ class Recorder:
         attributes[semconv.PIPELINE] = handle.pipeline.name
         return attributes
 
-    def _register(self, handle: Handle) -> None:
-        self._handles[handle.text_id] = handle
+    def _register(self, handle: Handle) -> Handle:
+        """Makes `handle` the one of its transaction, unless another thread was faster."""
+        first = self._handles.setdefault(handle.text_id, handle)
         if len(self._handles) > self.settings.open_transactions:
             try:
                 _, oldest = self._handles.popitem(last=False)
             except KeyError:
-                return
+                return first
             self._diagnostics.warn(
                 "open_transactions",
                 "more than %d transactions are open; the spans of the oldest are ended. Raise "
@@ -157,6 +168,7 @@ class Recorder:
                 self.settings.open_transactions,
             )
             self.release(oldest, Outcome.ABANDONED, "left open")
+        return first
 
     def _link_to(self, caller: Span, attributes: dict[str, Any]) -> tuple[Link, ...]:
         """The link to the span that the caller is in; its route comes along."""
@@ -241,9 +253,12 @@ class Recorder:
         while handle.open.setdefault((stage, key), opened) is not opened:
             other = handle.open.pop((stage, key), None)
             if other is not None:  # another thread began the same stage at the same moment
-                self._abandon(handle, other, "left open; it was started again")
+                self._abandon(handle, other, "")
         if len(handle.open) > MAX_OPEN:
             self._abandon_oldest(handle)
+        current = self._register(handle)  # the sweeper may have dropped it, having nothing open
+        if current is not handle:
+            current.open.setdefault((stage, key), opened)
         return opened
 
     def end_stage(
@@ -285,7 +300,7 @@ class Recorder:
             attributes.update(self._privacy.attributes(metadata))
         if outcome == Outcome.SKIPPED:
             opened.span.update_name(semconv.name_of_skip(start.stage))
-            attributes[semconv.SKIP_REASON] = self._privacy.message(error)
+            self._tell_skip(attributes)
         elif not reported and outcome == Outcome.SUCCESS:
             attributes[semconv.STAGE_INFERRED] = True
         self._note_bad(handle, end)
@@ -329,9 +344,15 @@ class Recorder:
         name = stage
         if outcome == Outcome.SKIPPED:
             name = semconv.name_of_skip(stage)
-            attributes[semconv.SKIP_REASON] = self._privacy.message(error)
+            self._tell_skip(attributes)
         self._note_bad(handle, fact)
         self._spans.at_once(handle, fact, name, attributes)
+
+    @staticmethod
+    def _tell_skip(attributes: dict[str, Any]) -> None:
+        """The reason of a skip comes as metadata; on the span it has a name of its own."""
+        if SKIPPED in attributes:
+            attributes[semconv.SKIP_REASON] = attributes.pop(SKIPPED)
 
     def progress(self, handle: Handle, stage: str | None, metadata: Mapping[str, Any]) -> None:
         """Somebody is at work: on the open attempts of `stage`, or on the transaction."""
@@ -339,7 +360,7 @@ class Recorder:
         touched = [o for o in list(handle.open.values()) if stage in (None, o.start.stage)]
         for opened in touched:
             self._progress_of(handle, opened, now_ns, metadata)
-        root = handle.root
+        root = handle.root.get()
         if not touched and root is not None:
             root.start = root.start.seen(now_ns + handle.offset_ns, now_ns, EMPTY)
             root.put()
@@ -372,6 +393,16 @@ class Recorder:
             _put_bounded(handle.bad, (fact.stage, fact.key), fact)
         elif handle.bad:
             handle.bad.pop((fact.stage, fact.key), None)
+            if fact.outcome == Outcome.SUCCESS:
+                self._overtake(handle, fact.stage)
+
+    def _overtake(self, handle: Handle, stage: str) -> None:
+        """That a later declared stage succeeded shows that what was only left open was done."""
+        stages = handle.pipeline.stages
+        earlier = stages[: stages.index(stage)] if stage in stages else ()
+        for key, bad in list(handle.bad.items()):
+            if bad.outcome == Outcome.ABANDONED and key[0] in earlier:
+                handle.bad.pop(key, None)
 
     def _begin(self, handle: Handle, stage: str, key: str, now_ns: int) -> int:
         """What a new attempt says about others; the number of this one."""
@@ -391,13 +422,23 @@ class Recorder:
         """
         again = handle.open.get((stage, key))
         if again is not None and again.by_event and handle.open.pop((stage, key), None) is again:
-            self._abandon(handle, again, "left open; it was started again")
+            stalled = now_ns - again.start.seen_ns >= self._patience.limit_ns(
+                stage, handle.pipeline
+            )
+            self._abandon(handle, again, "left open, and silent too long" if stalled else "")
         declared = handle.pipeline.stages
         if stage in declared:
             earlier = declared[: declared.index(stage)]
             self._infer(handle, [k for k in list(handle.open) if k[0] in earlier], now_ns)
 
-    def _infer(self, handle: Handle, keys: Iterable[tuple[str, str]], now_ns: int) -> None:
+    def _infer(
+        self,
+        handle: Handle,
+        keys: Iterable[tuple[str, str]],
+        now_ns: int,
+        *,
+        went_well: bool = True,
+    ) -> None:
         for key in keys:
             opened = handle.open.get(key)
             if opened is None or not opened.by_event or handle.open.pop(key, None) is not opened:
@@ -405,12 +446,16 @@ class Recorder:
             limit_ns = self._patience.limit_ns(key[0], handle.pipeline)
             if now_ns - opened.start.seen_ns >= limit_ns:
                 self._abandon(handle, opened, "left open, and silent too long")
+            elif not went_well:
+                self._abandon(handle, opened, "left open when the end was told as a failure")
             else:
                 self.end_stage(handle, opened, Outcome.SUCCESS, reported=False)
 
     def _abandon(self, handle: Handle, opened: OpenStage, reason: str) -> None:
+        """Ends an attempt as given up; without a reason that is no error."""
         outcome = Outcome.ABANDONED
-        self.end_stage(handle, opened, outcome, error=reason, error_type=outcome, reported=False)
+        error_type = outcome if reason else ""
+        self.end_stage(handle, opened, outcome, error=reason, error_type=error_type, reported=False)
 
     def _abandon_oldest(self, handle: Handle) -> None:
         for key in list(handle.open)[:1]:
@@ -483,7 +528,7 @@ class Recorder:
 
     def audio(self, handle: Handle, size: int | None, metadata: Mapping[str, Any] = EMPTY) -> None:
         """Audio came: one chunk of `size` bytes, or (None) only the word that audio began."""
-        opened = handle.audio.get(AUDIO) or self._start_audio(handle)
+        opened = handle.audio.get() or self._start_audio(handle)
         now_ns = handle.seen_ns = self._clock.monotonic_ns()
         if size is not None:
             opened.add(size)
@@ -497,14 +542,14 @@ class Recorder:
         fact = self._fact(
             handle,
             Kind.AUDIO,
-            self._clock.monotonic_ns(),
+            self._touch(handle),
             ended=False,
             stage=AUDIO,
             opened=True,
             where=Worker.where(),
         )
         opened = OpenAudio(self._store, fact)
-        first = handle.audio.setdefault(AUDIO, opened)
+        first = handle.audio.fill(opened)
         if first is opened:  # otherwise another thread was faster
             attributes = {
                 **handle.attributes,
@@ -512,11 +557,12 @@ class Recorder:
                 semconv.STAGE: AUDIO,
             }
             self._spans.start(handle, opened, AUDIO, attributes)
+            self._register(handle)
         return first
 
     def end_audio(self, handle: Handle, outcome: str = Outcome.SUCCESS) -> None:
         """Ends the audio span at the time of its last chunk."""
-        opened = handle.audio.pop(AUDIO, None)
+        opened = handle.audio.take()
         if opened is None:
             return
         end = opened.standing().finished(opened.at_ns, opened.seen_ns, outcome, closed=True)
@@ -543,7 +589,7 @@ class Recorder:
         """The caller tells the end: on the root where it is open here, otherwise as a child."""
         now_ns = self._touch(handle)
         if handle.open:
-            self._infer(handle, list(handle.open), now_ns)
+            self._infer(handle, list(handle.open), now_ns, went_well=success)
         self.end_audio(handle)
         bad = list(handle.bad.values())
         outcome = Outcome.SUCCESS
@@ -583,8 +629,7 @@ class Recorder:
         **told: Any,
     ) -> None:
         attributes = {semconv.OUTCOME: outcome, **attributes}
-        if handle.root is not None:
-            self._end_root(handle, seen_ns, attributes, outcome=outcome, **told)
+        if self._end_root(handle, seen_ns, attributes, outcome=outcome, **told):
             return
         fact = self._fact(
             handle,
@@ -608,12 +653,13 @@ class Recorder:
 
     def _end_root(
         self, handle: Handle, seen_ns: int, attributes: Mapping[str, Any], **told: Any
-    ) -> None:
-        root, handle.root = handle.root, None
+    ) -> bool:
+        root = handle.root.take()
         if root is None:
-            return
+            return False
         end = root.start.finished(seen_ns + handle.offset_ns, seen_ns, **told)
         self._spans.end(root, end, attributes)
+        return True
 
     def hand_over(self, handle: Handle) -> None:
         """Others carry on: audio and root end here, and silence is no stall in this view."""
@@ -639,7 +685,8 @@ class Recorder:
 
     def drop(self, handle: Handle) -> None:
         """Forgets a handle with nothing open or waiting."""
-        if handle.root is None and not (handle.audio or handle.open or handle.queued):
+        is_open = handle.root.get() is not None or handle.audio.get() is not None
+        if not (is_open or handle.open or handle.queued):
             self._handles.pop(handle.text_id, None)
 
     # --- stalls ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any, Final
 from .model import (
     AUDIO,
     EMPTY,
+    LATEST_NS,
     NO_AUDIO,
     AudioCount,
     Fact,
@@ -102,7 +103,7 @@ def read_fact(
     error: str = "",
     failed: bool = False,
 ) -> Fact | None:
-    """The fact that a span tells, or None where it carries none of our attributes.
+    """The fact that a span tells; None where it has none of our attributes, or impossible times.
 
     Args:
         attributes: the span's, as OTLP or the SDK gives them; values of wrong types are ignored.
@@ -115,7 +116,7 @@ def read_fact(
         error: the description of its status.
         failed: whether its status is ERROR; decides where the span tells no outcome.
     """
-    if not is_ours(attributes):
+    if not is_ours(attributes) or not (_is_time(start_ns) and _is_time(end_ns or start_ns)):
         return None
     kind = _kind(attributes, parent_id)
     stage = _text(attributes, STAGE) or (AUDIO if kind is Kind.AUDIO else "")
@@ -133,7 +134,7 @@ def read_fact(
         span_id=span_id,
         kind=kind,
         start_ns=start_ns,
-        at_ns=start_ns if end_ns is None else end_ns,
+        at_ns=start_ns if end_ns is None else max(start_ns, end_ns),
         seen_ns=seen_ns,
         ended=ended,
         who=_who(attributes),
@@ -149,6 +150,10 @@ def read_fact(
         audio=_audio(attributes) if kind is Kind.AUDIO else NO_AUDIO,
         metadata=EMPTY,
     )
+
+
+def _is_time(wall_ns: int) -> bool:
+    return type(wall_ns) is int and 0 <= wall_ns <= LATEST_NS
 
 
 def _kind(attributes: Mapping[str, Any], parent_id: int) -> Kind:

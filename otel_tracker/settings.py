@@ -20,8 +20,6 @@ from .state import Limits
 
 logger = logging.getLogger("otel_tracker")
 
-StallCallback = Callable[[dict[str, Any]], object]
-
 
 def _seconds(value: object) -> float:
     number = float(value)  # type: ignore[arg-type]  # ValueError and TypeError are the answer
@@ -73,13 +71,16 @@ class Option:
     meaning: str
 
 
+_PATIENCE: Final = Patience()
+_LIMITS: Final = Limits()
+
 OPTIONS: Final = (
     Option(
-        "stall_after", "OTEL_TRACKER_STALL_AFTER", "s", 60.0, _seconds,
+        "stall_after", "OTEL_TRACKER_STALL_AFTER", "s", _PATIENCE.stage_ns / NS_PER_S, _seconds,
         "silence after which an open stage, or a missing one, is a stall",
     ),
     Option(
-        "settle", "OTEL_TRACKER_SETTLE", "s", 5.0, _seconds,
+        "settle", "OTEL_TRACKER_SETTLE", "s", _PATIENCE.settle_ns / NS_PER_S, _seconds,
         "quiet after which work that looks done is done, when nobody told the end",
     ),
     Option(
@@ -87,19 +88,19 @@ OPTIONS: Final = (
         "time without news after which a root span is ended, so that Jaeger can name the trace",
     ),
     Option(
-        "queue_wait", "OTEL_TRACKER_QUEUE_WAIT", "s", 300.0, _seconds,
+        "queue_wait", "OTEL_TRACKER_QUEUE_WAIT", "s", _PATIENCE.queue_ns / NS_PER_S, _seconds,
         "wait for a worker beyond which it is an issue",
     ),
     Option(
-        "recent_transactions", "OTEL_TRACKER_RECENT_TRANSACTIONS", "transactions", 100, _count,
-        "finished transactions kept",
+        "recent_transactions", "OTEL_TRACKER_RECENT_TRANSACTIONS", "transactions", _LIMITS.finished,
+        _count, "finished transactions kept",
     ),
     Option(
-        "open_transactions", "OTEL_TRACKER_OPEN_TRANSACTIONS", "transactions", 10_000, _count,
+        "open_transactions", "OTEL_TRACKER_OPEN_TRANSACTIONS", "transactions", _LIMITS.open, _count,
         "unfinished transactions kept",
     ),
     Option(
-        "recent_issues", "OTEL_TRACKER_RECENT_ISSUES", "issues", 50, _count,
+        "recent_issues", "OTEL_TRACKER_RECENT_ISSUES", "issues", _LIMITS.issues, _count,
         "issues kept",
     ),
     Option(

@@ -50,7 +50,7 @@ class SpanWriter:
     ) -> None:
         """Starts the span of `opened`, with the ids and at the time of its fact."""
         fact = opened.start
-        ChosenIds.choose(fact.trace_id, fact.span_id)
+        before = ChosenIds.choose((fact.trace_id, fact.span_id))
         try:
             opened.span = handle.tracer.start_span(
                 name,
@@ -63,7 +63,7 @@ class SpanWriter:
         except Exception:
             self._diagnostics.error("start_span", "OpenTelemetry could not start a span")
         finally:
-            ChosenIds.choose(0, 0)
+            ChosenIds.choose(before)
         if not opened.start_seen:
             opened.put()
 
@@ -103,11 +103,12 @@ class SpanWriter:
     def _set_error(self, span: Span, fact: Fact) -> None:
         """ERROR with a description and ``error.type``. A cancellation is no error: people hang up.
 
-        Nor is an interrupted root or audio: that speaks of the process.
+        Nor is an interrupted root or audio, which speaks of the process, nor an attempt that was
+        only started again.
         """
         if fact.outcome == Outcome.CANCELLED:
             return
-        if fact.outcome == Outcome.INTERRUPTED and not fact.error_type:
+        if fact.outcome in (Outcome.INTERRUPTED, Outcome.ABANDONED) and not fact.error_type:
             return
         error_type = self.privacy.identifier(fact.error_type) or semconv.OTHER_ERROR
         span.set_attribute(semconv.ERROR_TYPE, error_type)

@@ -40,6 +40,8 @@ from .verdict import CARRY_ON_NS, FOREVER_NS, Verdict, judge
 _FINISHED: Final = frozenset({TransactionStatus.COMPLETED, TransactionStatus.FAILED})
 _DURATIONS: Final = 500  # newest durations kept for each stage's percentiles
 _PEERS: Final = 100  # newest transactions of a client or recording that are looked at
+_DECIDE_NOTHING: Final = frozenset({Kind.DETAIL, Kind.STALLED, Kind.RECOVERED})
+_PATTERNS_OF_ONE: Final = 50  # issues of one transaction
 _ATTEMPTS: Final = frozenset({Kind.STAGE, Kind.AUDIO})
 _NEWS: Final = 10_000  # changes that wait for the sweeper
 
@@ -191,8 +193,9 @@ class State:
         self.last_activity_ns = 0
         self.last_success_ns = 0
         self.dropped: Counter[Dropped] = Counter()
-        self.sockets: OrderedDict[tuple[str, str], int] = OrderedDict()
-        """Open connections by client and user."""
+        self.sockets: OrderedDict[str, int] = OrderedDict()
+        """Open connections by client."""
+        self.open_websockets = 0
         self.users: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """Last activity (wall, monotonic) by user, the newest last."""
         self.news: deque[News] = deque()
@@ -220,7 +223,7 @@ class State:
             if len(tx.facts) >= self.limits.facts_of_one:
                 tx.dropped_facts += 1
                 self.dropped[Dropped.FACTS_OF_ONE] += 1
-                if not self._make_room(tx):
+                if not self._make_room(tx, fact):
                     return
             merged = fact
         else:
@@ -244,29 +247,28 @@ class State:
 
     def apply_socket(self, fact: SocketFact) -> None:
         """Counts one websocket; a close without its open changes nothing."""
-        key = (fact.client_id, fact.user_id)
+        client_id = fact.client_id
         if fact.opened:
-            self.sockets[key] = self.sockets.get(key, 0) + 1
+            self.sockets[client_id] = self.sockets.get(client_id, 0) + 1
+            self.open_websockets += 1
             if fact.user_id:
                 self._user_seen(fact.user_id, fact.at_ns, fact.seen_ns)
             if len(self.sockets) > self.limits.sockets:
-                self.sockets.popitem(last=False)
+                _, count = self.sockets.popitem(last=False)
+                self.open_websockets -= count
                 self.dropped[Dropped.SOCKETS] += 1
-        else:
-            # The caller names the client alone: its newest connection is the one that closed.
-            key = next((k for k in reversed(self.sockets) if k[0] == fact.client_id), key)
-            left = self.sockets.get(key, 0) - 1
-            if left > 0:
-                self.sockets[key] = left
-            else:
-                self.sockets.pop(key, None)
+        elif client_id in self.sockets:
+            self.open_websockets -= 1
+            self.sockets[client_id] -= 1
+            if self.sockets[client_id] == 0:
+                del self.sockets[client_id]
         self.last_activity_ns = max(self.last_activity_ns, fact.at_ns)
-        for trace_id in self._newest(self._by_client.get(fact.client_id)):
+        for trace_id in self._newest(self._by_client.get(client_id)):
             self._dirty[trace_id] = None
 
     def open_sockets(self, client_id: str) -> int:
         """How many connections of this client are open."""
-        return sum(count for (client, _), count in self.sockets.items() if client == client_id)
+        return self.sockets.get(client_id, 0)
 
     def add_pipeline(self, pipeline: Pipeline) -> None:
         """Declares a pipeline: its transactions are judged by its stages and limits."""
@@ -344,7 +346,7 @@ class State:
 
     def _note_issues(self, tx: Tracked, wall_ns: int) -> None:
         current = tx.verdict.found
-        found = issues.past_failures(tx.history)
+        found = issues.past_failures(tx.history, self.pipeline_of(tx).stages)
         if current is not None:
             if current.at_ns == 0:
                 known = tx.found.get(issues.pattern_of(current.text))
@@ -359,6 +361,8 @@ class State:
         for pattern, was in tx.found.items():
             # Facts that came late may show that an issue never was one.
             by_pattern.setdefault(pattern, was._replace(resolved=True))
+        if len(by_pattern) > _PATTERNS_OF_ONE:
+            by_pattern = _weightiest(by_pattern)
         if by_pattern == tx.found:
             return
         for pattern, issue in by_pattern.items():
@@ -490,7 +494,8 @@ class State:
     def _stage(self, stage: str) -> StageTally:
         tally = self.stages.get(stage)
         if tally is None:
-            if len(self.stages) >= self.limits.stages and stage not in self.stages:
+            declared = any(stage in p.stages for p in self.pipelines.values())
+            if len(self.stages) >= self.limits.stages and not declared:
                 self.dropped[Dropped.STAGES] += 1
                 stage = "(others)"
             tally = self.stages.setdefault(stage, StageTally())
@@ -522,10 +527,15 @@ class State:
             )
             tx = min(candidates, key=lambda t: (t.created_ns, t.trace_id))
             self.dropped[Dropped.OPEN] += 1
-            self._let_go(tx, self._status_forever(tx))
+            self._let_go(tx, self.status_forever(tx))
 
-    def _status_forever(self, tx: Tracked) -> TransactionStatus:
-        """Its status if nothing more is ever heard: what looks done is done, the rest stalled."""
+    def status_forever(self, tx: Tracked) -> TransactionStatus:
+        """Its status if nothing more is ever heard: what looks done is done, the rest stalled.
+
+        What was handed over is done as far as this process goes.
+        """
+        if tx.verdict.elsewhere:
+            return TransactionStatus.COMPLETED
         pipeline = self.pipeline_of(tx)
         status = judge(tx.history, pipeline, self.patience, FOREVER_NS, tx.transaction_id).status
         return status if status in _FINISHED else TransactionStatus.STALLED
@@ -551,23 +561,40 @@ class State:
         if len(self._let_go_ids) > self.limits.let_go_ids:
             self._let_go_ids.popitem(last=False)
 
-    @staticmethod
-    def _make_room(tx: Tracked) -> bool:
-        """Lets go the oldest ended fact that decides nothing; False if every one still matters."""
-        newest: dict[tuple[str, str], Fact] = {}
+    def _make_room(self, tx: Tracked, new: Fact) -> bool:
+        """Lets go one fact for `new`: one that decides nothing, or else the oldest that ended well.
+
+        False where `new` itself decides nothing, so that it is the one to refuse.
+        """
+        newest: dict[tuple[Kind, str, str], Fact] = {}
+        for fact in (*tx.facts.values(), new):
+            place = (fact.kind, fact.stage, fact.key)
+            known = newest.get(place)
+            if known is None or (fact.start_ns, fact.span_id) > (known.start_ns, known.span_id):
+                newest[place] = fact
         for fact in tx.facts.values():
-            if fact.kind is Kind.STAGE:
-                known = newest.get((fact.stage, fact.key))
-                if known is None or (fact.start_ns, fact.span_id) > (known.start_ns, known.span_id):
-                    newest[fact.stage, fact.key] = fact
-        for span_id, fact in tx.facts.items():
-            replaced = fact.kind is Kind.STAGE and newest[fact.stage, fact.key] is not fact
-            if fact.ended and (
-                replaced or fact.kind in (Kind.DETAIL, Kind.STALLED, Kind.RECOVERED)
-            ):
-                del tx.facts[span_id]
+            replaced = newest[fact.kind, fact.stage, fact.key] is not fact
+            if fact.kind in _DECIDE_NOTHING or (replaced and fact.ended):
+                self._forget(tx, fact)
                 return True
-        return False
+        if new.kind in _DECIDE_NOTHING:
+            return False
+        good = (Outcome.SUCCESS, Outcome.SKIPPED)
+        kept = [f for f in tx.facts.values() if f.kind is not Kind.TRANSACTION]
+        ended_well = [f for f in kept if f.ended and f.outcome in good]
+        self._forget(tx, min(ended_well or kept, key=lambda f: (f.start_ns, f.span_id)))
+        return True
+
+    def _forget(self, tx: Tracked, fact: Fact) -> None:
+        del tx.facts[fact.span_id]
+        if fact.kind in _ATTEMPTS and not fact.ended:
+            self._stage(fact.stage).running -= 1
+
+
+def _weightiest(found: dict[str, Found]) -> dict[str, Found]:
+    """What stands unresolved, then the newest, as many as are kept of one transaction."""
+    ordered = sorted(found.items(), key=lambda item: (item[1].resolved, -item[1].at_ns, item[0]))
+    return dict(ordered[:_PATTERNS_OF_ONE])
 
 
 def _start_ns(tx: Tracked) -> int:

@@ -18,7 +18,6 @@ from .diagnostics import Diagnostics
 from .handles import Handle
 from .ids import format_id
 from .model import NS_PER_S, Outcome, TransactionStatus, Who, to_iso
-from .privacy import scrub
 from .recorder import Recorder
 from .settings import Settings
 from .state import IssueFound, News, Stalled, State, StatusChange, Tracked
@@ -32,6 +31,60 @@ TICK_S: Final = 1.0
 Callback = Callable[[dict[str, Any]], object]
 
 
+class Callbacks:
+    """Runs the application's callbacks one after the other, where they can hurt nobody.
+
+    On a thread of their own: one that hangs holds up the later ones only, and those are bounded.
+
+    Args:
+        diagnostics: where a failing callback goes.
+        inline: run them on the calling thread, for tests.
+    """
+
+    MAX_WAITING: Final = 1_000
+
+    def __init__(self, diagnostics: Diagnostics, *, inline: bool) -> None:
+        self._diagnostics = diagnostics
+        self._inline = inline
+        self._waiting: queue.SimpleQueue[tuple[str, Callback, dict[str, Any]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def call(self, name: str, callback: Callback, info: dict[str, Any]) -> None:
+        """Calls back soon. Never raises and never waits."""
+        if self._inline:
+            self._run_one(name, callback, info)
+            return
+        if self._waiting.qsize() >= self.MAX_WAITING:
+            self._diagnostics.warn(
+                f"{name}_late", "the callback %s= is too slow; it misses the newest events", name
+            )
+            return
+        self._waiting.put((name, callback, info))
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name="otel-tracker-callbacks", daemon=True
+            )
+            try:
+                self._thread.start()
+            except RuntimeError:
+                self._thread = None
+
+    def forget(self) -> None:
+        """In a forked child there is no such thread."""
+        self._waiting = queue.SimpleQueue()
+        self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            self._run_one(*self._waiting.get())
+
+    def _run_one(self, name: str, callback: Callback, info: dict[str, Any]) -> None:
+        try:
+            callback(info)
+        except BaseException:  # sys.exit() in a callback must not end the later ones
+            self._diagnostics.error(name, "the callback %s= raised; the tracker goes on", name)
+
+
 class Sweeper:
     """Tells what changed, and ends roots that rest.
 
@@ -39,9 +92,14 @@ class Sweeper:
         store: read for news and verdicts.
         recorder: makes the spans.
         diagnostics: where a failing callback goes.
+        inline: callbacks run on the sweeping thread, for tests.
     """
 
-    def __init__(self, store: Store, recorder: Recorder, diagnostics: Diagnostics) -> None:
+    def __init__(
+        self, store: Store, recorder: Recorder, diagnostics: Diagnostics, *, inline: bool = False
+    ) -> None:
+        self._callbacks = Callbacks(diagnostics, inline=inline)
+        self._starting = threading.Lock()
         self._store = store
         self._recorder = recorder
         self._diagnostics = diagnostics
@@ -55,8 +113,15 @@ class Sweeper:
 
     def ensure_running(self) -> None:
         """Starts the thread where it does not run yet. Never raises, never blocks for long."""
-        if self._thread is not None:
+        if self._thread is not None or not self._starting.acquire(blocking=False):
             return
+        try:
+            if self._thread is None:
+                self._start()
+        finally:
+            self._starting.release()
+
+    def _start(self) -> None:
         thread = threading.Thread(
             target=_run, args=(weakref.ref(self), self._wakes), name="otel-tracker-sweeper",
             daemon=True,
@@ -85,6 +150,8 @@ class Sweeper:
         self._thread = None
         self._wakes = queue.SimpleQueue()
         self._sweeping = threading.Lock()
+        self._starting = threading.Lock()
+        self._callbacks.forget()
 
     # --- one sweep ------------------------------------------------------------------------------
 
@@ -121,7 +188,8 @@ class Sweeper:
         text_id = format_id(news.trace_id)
         stage = "none" if verdict.current_stage is None else verdict.current_stage.value
         text = "" if verdict.found is None else verdict.found.text
-        issue = f": {scrub(text)}" if text else ""
+        clean = self._recorder.settings.privacy.message(text)
+        issue = f": {clean}" if clean else ""
         bad = verdict.status in (TransactionStatus.FAILED, TransactionStatus.STALLED)
         logger.log(
             logging.WARNING if bad and verdict.found is not None else logging.INFO,
@@ -174,12 +242,19 @@ class Sweeper:
         })  # fmt: skip
 
     def _call(self, name: str, callback: Callback | None, info: dict[str, Any]) -> None:
-        if callback is None:
-            return
-        try:
-            callback(info)
-        except Exception:
-            self._diagnostics.error(name, "the callback %s= raised; the tracker goes on", name)
+        if callback is not None:
+            self._callbacks.call(name, callback, info)
+
+    def settle(self) -> None:
+        """At shutdown: what has nothing open gets the verdict that it would have come to."""
+        resting = [h for h in self._recorder.handles() if not h.open]
+        stands = self._store.read(lambda state: _stands(state, resting, forever=True))
+        for handle in resting:
+            stand = stands.get(handle.trace_id)
+            if stand is not None and stand.untold:
+                self._recorder.tell_verdict(
+                    handle, stand.outcome, error=stand.error, error_type=stand.error_type
+                )
 
     # --- roots that nobody ends -------------------------------------------------------------------
 
@@ -207,7 +282,7 @@ class Sweeper:
         if rests:
             self._recorder.end_root(handle)
             self._recorder.end_audio(handle)
-        if handle.root is None and (rests or (stand is not None and stand.done)):
+        if handle.root.get() is None and (rests or (stand is not None and stand.done)):
             self._recorder.drop(handle)
 
 
@@ -216,9 +291,15 @@ class _Stand:
 
     __slots__ = ("done", "error", "error_type", "outcome", "socket_open", "untold")
 
-    def __init__(self, tx: Tracked, *, socket_open: bool) -> None:
-        status = tx.verdict.status
-        standing = tx.history.standing()
+    def __init__(
+        self,
+        tx: Tracked,
+        stages: tuple[str, ...],
+        status: TransactionStatus,
+        *,
+        socket_open: bool,
+    ) -> None:
+        standing = tx.history.standing(stages)
         self.outcome = ""
         if status is TransactionStatus.COMPLETED:
             self.outcome = Outcome.SUCCESS
@@ -233,14 +314,17 @@ class _Stand:
         self.socket_open = socket_open
 
 
-def _stands(state: State, handles: list[Handle]) -> dict[int, _Stand]:
+def _stands(state: State, handles: list[Handle], *, forever: bool = False) -> dict[int, _Stand]:
     found = {}
     for handle in handles:
         tx = state.transactions.get(handle.trace_id)
         if tx is not None:
             client = tx.who.client_id
             found[handle.trace_id] = _Stand(
-                tx, socket_open=bool(client) and state.open_sockets(client) > 0
+                tx,
+                state.pipeline_of(tx).stages,
+                state.status_forever(tx) if forever else tx.verdict.status,
+                socket_open=bool(client) and state.open_sockets(client) > 0,
             )
     return found
 

@@ -7,18 +7,17 @@ exports only where that was configured the standard way.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Tracer, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
@@ -26,23 +25,13 @@ from opentelemetry.util.types import Attributes
 
 from . import ids, semconv
 from .diagnostics import Diagnostics, logger
+from .exporting import CountingExporter, Flusher, configured_exporters
 from .processor import DashboardSpanProcessor
 
 SHUTDOWN_S: Final = 5.0
 """Bound on shutdown and on the interpreter's exit: the SDK's own takes up to 30 s."""
 
 _RANDOM_FLAG: Final = 0x02  # W3C Trace Context level 2: the low 56 bits of the trace id are random
-
-_EXPORT_VARIABLES: Final = (
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_PROTOCOL",
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-    "OTEL_EXPORTER_OTLP_HEADERS",
-    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-    "OTEL_EXPORTER_OTLP_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_INSECURE",
-)
 
 
 def package_version() -> str:
@@ -65,9 +54,15 @@ class ChosenIds(IdGenerator):
         self._otherwise = otherwise
 
     @classmethod
-    def choose(cls, trace_id: int, span_id: int) -> None:
-        """For the next span on this thread; (0, 0) takes it back."""
-        cls._chosen.ids = (trace_id, span_id)
+    def choose(cls, chosen: tuple[int, int]) -> tuple[int, int]:
+        """Trace id and span id for the next span on this thread; what was chosen before.
+
+        A sampler of the application's may start a span of its own in between: put back what this
+        returns.
+        """
+        before: tuple[int, int] = getattr(cls._chosen, "ids", (0, 0))
+        cls._chosen.ids = chosen
+        return before
 
     def generate_trace_id(self) -> int:
         """The chosen trace id, or a fresh one of ours."""
@@ -165,24 +160,31 @@ class Telemetry:
     ) -> None:
         self._processor = processor
         self._diagnostics = diagnostics
-        self._given = provider
+        is_proxy = isinstance(provider, trace.ProxyTracerProvider)
+        self._given = None if is_proxy else provider
         self._follow_global = follow_global
         self._resolved_from: trace.TracerProvider | None = None
         self._tracer: trace.Tracer = trace.NoOpTracer()
         self._provider: trace.TracerProvider | None = None
         self._own: TracerProvider | None = None
+        self._own_exports = False
+        self._flusher: Flusher | None = None
+        self.on_attach: Callable[[], None] = lambda: None
+        """Called when a provider is attached to: its exit handler was registered before."""
         self._attached: list[trace.TracerProvider] = []
         self._lock = threading.RLock()  # re-entered where the garbage collector ends a span in it
         self._resolving = False
         self._export = True
-        self._exporters: list[str] = []
+        self._exporters: dict[str, CountingExporter] = {}
 
     def use(self, provider: trace.TracerProvider | None) -> None:
         """From now on `provider` (None: the global one, or our own); export is allowed again."""
         with self._lock:
-            if provider is not None:
+            if provider is not None and not isinstance(provider, trace.ProxyTracerProvider):
                 self._given = provider
             self._export = True
+            if self._own is not None and not self._own_exports:
+                self._leave_own()  # made after a shutdown, without export
             self._resolved_from = None
 
     def tracer(self) -> trace.Tracer:
@@ -194,16 +196,20 @@ class Telemetry:
             return self._tracer
         return self._resolve(source)
 
-    def attach(self) -> None:
+    def attach(self) -> bool:
         """Feeds the dashboard from the application's provider, if there is one by now.
 
         Its spans that carry our attributes count from here on, before any call made one of ours.
+        True where it is attached.
         """
         source = self._given
         if source is None and self._follow_global:
             source = trace.get_tracer_provider()
-        if isinstance(source, TracerProvider) and source is not self._resolved_from:
+        if not isinstance(source, TracerProvider):
+            return False
+        if source is not self._resolved_from:
             self._resolve(source)
+        return True
 
     def _resolve(self, source: trace.TracerProvider | None) -> trace.Tracer:
         with self._lock:
@@ -238,6 +244,7 @@ class Telemetry:
         self._attached.append(provider)
         if isinstance(provider, TracerProvider):
             provider.add_span_processor(self._processor)
+        self.on_attach()
 
     def _adapt(self, tracer: trace.Tracer) -> None:
         if not isinstance(tracer, Tracer):
@@ -251,12 +258,14 @@ class Telemetry:
         # The environment's attributes win over ours: merge() prefers the one it is given.
         resource = Resource({"host.name": socket.gethostname()}).merge(Resource.create())
         own = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._exporters = []
+        self._exporters = {}
+        self._own_exports = self._export
         if self._export:
             for name, make in configured_exporters(self._diagnostics):
                 try:
-                    own.add_span_processor(BatchSpanProcessor(make()))
-                    self._exporters.append(name)
+                    exporter = CountingExporter(make())
+                    own.add_span_processor(BatchSpanProcessor(exporter))
+                    self._exporters[name] = exporter
                 except Exception:
                     self._diagnostics.error(
                         "exporter",
@@ -265,6 +274,7 @@ class Telemetry:
                         name,
                     )
             if self._exporters:
+                self._flusher = Flusher()
                 logger.info("otel_tracker: spans are exported by %s", ", ".join(self._exporters))
             else:
                 logger.info(
@@ -278,9 +288,10 @@ class Telemetry:
         """Whose provider is used, and by what spans leave: for ``health.export``."""
         provider = self._provider
         if provider is None:
-            return {"provider": None, "exporters": []}
+            return {"provider": None, "exporters": {}}
         if provider is self._own:
-            return {"provider": "own", "exporters": list(self._exporters)}
+            exporters = {name: counted.state() for name, counted in self._exporters.items()}
+            return {"provider": "own", "exporters": exporters}
         return {"provider": "application", "exporters": None}
 
     def flush(self, timeout_millis: int) -> bool:
@@ -288,24 +299,47 @@ class Telemetry:
         provider = self._provider
         if not isinstance(provider, TracerProvider):
             return True
-        done = within(timeout_millis / 1000, lambda: provider.force_flush(timeout_millis))
-        return bool(done)
+        timeout_s = timeout_millis / 1000
+        return bool(self.within(timeout_s, lambda: provider.force_flush(timeout_millis)))
+
+    def within(self, timeout_s: float, work: Callable[[], Any]) -> Any:
+        """What `work` returns, or None if it takes longer than `timeout_s` or raises.
+
+        It runs on a daemon thread, which cannot hold up the interpreter's exit.
+        """
+        flusher, self._flusher = self._flusher, None
+        is_kept = flusher is not None
+        if flusher is None:
+            try:
+                flusher = Flusher()
+            except RuntimeError:
+                # Python 3.12 starts no thread once the interpreter exits. Without an exporter of
+                # ours there is nothing slow to wait for.
+                return work()
+        result = flusher.within(timeout_s, work)
+        if is_kept and not flusher.stuck:
+            self._flusher = flusher
+        else:
+            flusher.stop()
+        return result
 
     def shutdown(self, timeout_s: float) -> bool:
         """Ends our own provider within `timeout_s` seconds; the application's is its own to end."""
         with self._lock:
-            own, self._own = self._own, None
+            own = self._own
             if own is None:
                 return True
             self._export = False
-            self._provider = self._resolved_from = None
-            self._attached = [p for p in self._attached if p is not own]
+            self._leave_own()
 
         def finish() -> bool:
             own.shutdown()
             return True
 
-        finished = within(timeout_s, finish)
+        finished = self.within(timeout_s, finish)
+        flusher, self._flusher = self._flusher, None
+        if flusher is not None:
+            flusher.stop()
         if finished is None:
             self._diagnostics.warn(
                 "shutdown",
@@ -315,75 +349,13 @@ class Telemetry:
             )
         return finished is not None
 
+    def _leave_own(self) -> None:
+        own, self._own = self._own, None
+        self._provider = self._resolved_from = None
+        self._attached = [p for p in self._attached if p is not own]
+
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here."""
         self._lock = threading.RLock()
         self._resolving = False
-
-
-def within(timeout_s: float, work: Callable[[], Any]) -> Any:
-    """What `work` returns, or None if it takes longer than `timeout_s` or raises.
-
-    It runs on a daemon thread, which cannot hold up the interpreter's exit.
-    """
-    result: list[Any] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except Exception:
-            logger.warning("otel_tracker: flushing spans failed", exc_info=True)
-
-    thread = threading.Thread(target=run, name="otel-tracker-flush", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter is past the point where threads can start
-        return None
-    thread.join(timeout_s)
-    return result[0] if result else None
-
-
-def configured_exporters(
-    diagnostics: Diagnostics, environ: dict[str, str] | None = None
-) -> list[tuple[str, Callable[[], SpanExporter]]]:
-    """The span exporters that the environment asks for, by name; none if it asks for none.
-
-    ``OTEL_TRACES_EXPORTER`` names them; where it is unset, any ``OTEL_EXPORTER_OTLP_*`` means OTLP.
-    """
-    env = dict(os.environ) if environ is None else environ
-    names = env.get("OTEL_TRACES_EXPORTER", "").strip()
-    if not names:
-        names = "otlp" if any(env.get(name, "").strip() for name in _EXPORT_VARIABLES) else "none"
-    wanted = []
-    for raw in names.split(","):
-        name = raw.strip()
-        if name in ("", "none"):
-            continue
-        entry_name = _otlp_entry(env) if name == "otlp" else name
-        found = list(entry_points(group="opentelemetry_traces_exporter", name=entry_name))
-        if not found:
-            diagnostics.warn(
-                f"exporter:{name}",
-                "OTEL_TRACES_EXPORTER names %r, which is not installed; 'otlp' and 'console' are",
-                name,
-            )
-            continue
-        wanted.append((name, _maker(found[0])))
-    return wanted
-
-
-def _maker(entry: Any) -> Callable[[], SpanExporter]:
-    def make() -> SpanExporter:
-        exporter: SpanExporter = entry.load()()
-        return exporter
-
-    return make
-
-
-def _otlp_entry(env: dict[str, str]) -> str:
-    protocol = (
-        env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
-        or env.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        or "http/protobuf"  # the specification's default
-    )
-    return "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
+        self._flusher = None

@@ -6,11 +6,13 @@ Every method takes whatever it is given: bad input is logged once, counted under
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ from .model import (
     NO_PIPELINE,
     NS_PER_S,
     Event,
+    Fact,
     Outcome,
     Phase,
     Pipeline,
@@ -44,12 +47,12 @@ from .model import (
 )
 from .privacy import id_text, plain_metadata, text_of
 from .processor import DashboardSpanProcessor
-from .recorder import Recorder
+from .recorder import SKIPPED, Recorder
 from .sessions import Session, SessionBook
 from .settings import load
 from .state import State
 from .store import Clock, Store, SystemClock
-from .sweeper import Callback, Sweeper
+from .sweeper import Sweeper
 from .telemetry import SHUTDOWN_S, Telemetry
 
 T = TypeVar("T")
@@ -109,11 +112,15 @@ class DebugSystemTracker:
             self._processor, self._diagnostics, tracer_provider, follow_global=follow_global
         )
         self._recorder = Recorder(self._store, self._telemetry, self.settings, self._diagnostics)
-        self._sweeper = Sweeper(self._store, self._recorder, self._diagnostics)
+        self._sweeper = Sweeper(
+            self._store, self._recorder, self._diagnostics, inline=not run_sweeper
+        )
         self._sweeper.on_stall, self._sweeper.on_issue = on_stall, on_issue
         self._sessions = SessionBook()
         _trackers.add(self)
-        self._guard(None, self._telemetry.attach)
+        self._telemetry.on_attach = _at_exit_first
+        _at_exit_first()
+        self._attach()
 
     def _new_state(self) -> State:
         return State(self.settings.limits, self.settings.patience, self._pipelines)
@@ -124,8 +131,6 @@ class DebugSystemTracker:
         self,
         tracer_provider: trace.TracerProvider | None = None,
         pipeline: Pipeline | None = None,
-        on_stall: Callback | None = None,
-        on_issue: Callback | None = None,
         **options: Any,
     ) -> None:
         """Changes options while it runs; what was tracked is kept, what was not named stays.
@@ -133,6 +138,7 @@ class DebugSystemTracker:
         Raises:
             TypeError: an option that does not exist.
         """
+        callbacks = {k: options.pop(k) for k in ("on_stall", "on_issue") if k in options}
         merged = {**self._options, **options}
         self.settings = load(merged)
         self._options = merged
@@ -140,8 +146,8 @@ class DebugSystemTracker:
         if pipeline is not None:
             self._pipeline = pipeline
             self._pipelines[pipeline.name] = pipeline
-        self._sweeper.on_stall = on_stall or self._sweeper.on_stall
-        self._sweeper.on_issue = on_issue or self._sweeper.on_issue
+        for name, callback in callbacks.items():
+            setattr(self._sweeper, name, callback)
         settings, known = self.settings, dict(self._pipelines)
 
         def apply(state: State) -> None:
@@ -153,7 +159,7 @@ class DebugSystemTracker:
 
         self._store.read(apply)
         self._telemetry.use(tracer_provider)
-        self._guard(None, self._telemetry.attach)
+        self._attach()
 
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
         """Ends every open span, exports what waits, stops the thread, within `timeout_s` seconds.
@@ -161,14 +167,18 @@ class DebugSystemTracker:
         Safe to repeat. Calls after it still answer; what they track is no longer exported until
         `init_debug_tracker` is called again.
         """
-        started_ns = self._clock.monotonic_ns()
+        started = time.monotonic()
         self._sweeper.stop()
-        self._guard(None, self._end_everything)
-        spent_s = (self._clock.monotonic_ns() - started_ns) / NS_PER_S
-        self._telemetry.shutdown(max(0.1, timeout_s - spent_s))
+        # Bounded too: an application's SimpleSpanProcessor exports within the end of each span.
+        if self._run_sweeper:
+            self._telemetry.within(timeout_s, lambda: self._guard(None, self._end_everything))
+        else:
+            self._guard(None, self._end_everything)
+        self._telemetry.shutdown(max(0.1, timeout_s - (time.monotonic() - started)))
 
     def _end_everything(self) -> None:
         self._sweeper.sweep()
+        self._sweeper.settle()
         for handle in self._recorder.handles():
             self._recorder.release(handle, Outcome.INTERRUPTED, "its process shut down")
         self._sweeper.sweep()
@@ -180,6 +190,11 @@ class DebugSystemTracker:
             False if that took longer than `timeout_millis`.
         """
         return bool(self._guard(False, lambda: self._telemetry.flush(int(timeout_millis))))
+
+    def _attach(self) -> None:
+        """Listens to the application's provider, if there is one by now."""
+        if self._guard(False, self._telemetry.attach) and self._run_sweeper:
+            self._sweeper.ensure_running()
 
     def sweep(self) -> None:
         """Tells stalls, recoveries and issues now, and ends roots that rest."""
@@ -327,14 +342,24 @@ class DebugSystemTracker:
         else:
             self._recorder.audio(handle, None, metadata)
 
-    def track_audio_chunk(self, transaction_id: object = None, chunk_size: object = 0) -> None:
-        """Counts one packet of audio of `chunk_size` bytes. Made to be called for every packet."""
+    def track_audio_chunk(
+        self, transaction_id: object = _UNSET, chunk_size: object = _UNSET, /, **metadata: Any
+    ) -> None:
+        """Counts one packet of audio of `chunk_size` bytes. Made to be called for every packet.
+
+        Metadata is kept once for the transaction's audio, the newest value of each name.
+        """
         try:
             if self.settings.disabled:
                 return
+            if transaction_id is _UNSET:
+                transaction_id = metadata.pop("transaction_id", None)
+            if chunk_size is _UNSET:
+                chunk_size = metadata.pop("chunk_size", 0)
             handle = self._handle_of(transaction_id)
             if handle is not None:
-                self._recorder.audio(handle, _size_of(chunk_size))
+                plain = self._plain(metadata) if metadata else EMPTY
+                self._recorder.audio(handle, _size_of(chunk_size), plain)
         except Exception:
             self._diagnostics.error("track_audio_chunk", "an audio chunk could not be tracked")
 
@@ -385,14 +410,13 @@ class DebugSystemTracker:
             handle, name = self._handle_and_stage(transaction_id, stage, "track_skipped")
             if handle is None or name is None:
                 return
-            text = text_of(reason)
             plain = dict(self._plain(metadata)) if metadata else {}
-            plain["skipped"] = text
+            plain[SKIPPED] = text_of(reason)
             opened = handle.open.pop((name, ""), None)
             if opened is not None:
-                self._recorder.end_stage(handle, opened, Outcome.SKIPPED, plain, error=text)
+                self._recorder.end_stage(handle, opened, Outcome.SKIPPED, plain)
             else:
-                self._recorder.mark_stage(handle, name, Outcome.SKIPPED, plain, error=text)
+                self._recorder.mark_stage(handle, name, Outcome.SKIPPED, plain)
         except Exception:
             self._diagnostics.error("track_skipped", "a skipped stage could not be tracked")
 
@@ -431,6 +455,8 @@ class DebugSystemTracker:
         if self.settings.disabled:
             return
         self._socket(client_id, "", opened=False)
+        if not client_id:
+            return
         if self._store.read(lambda state: state.open_sockets(client_id)) == 0:
             for handle in self._recorder.handles():
                 if handle.who.client_id == client_id:
@@ -461,15 +487,17 @@ class DebugSystemTracker:
         return None
 
     def _resume(self, trace_id: int) -> Handle:
-        def known(state: State) -> Who | None:
+        def known(state: State) -> tuple[Who, list[Fact]]:
             tx = state.transactions.get(trace_id)
-            return None if tx is None else tx.who
+            if tx is None:
+                return Who(pipeline=self._pipeline.name), []
+            return tx.who, tx.history.standing(state.pipeline_of(tx).stages)
 
         if self._run_sweeper:
             self._sweeper.ensure_running()
-        who = self._store.read(known) or Who(pipeline=self._pipeline.name)
+        who, standing = self._store.read(known)
         pipeline = self._pipelines.get(who.pipeline, self._pipeline)
-        return self._recorder.resume(trace_id, who, pipeline)
+        return self._recorder.resume(trace_id, who, pipeline, standing)
 
     def _handle_and_stage(
         self, transaction_id: object, stage: object, call: str
@@ -494,7 +522,7 @@ class DebugSystemTracker:
 
     def get_dashboard_data(self) -> dict[str, Any]:
         """Everything a dashboard shows, as plain data: docs/dashboard-data.md has every key."""
-        self._guard(None, self._telemetry.attach)
+        self._attach()
         data = self._store.read(lambda state: views.dashboard(state, self._now()))
         self._add_stacks(data["stalled"])
         self._add_health(data["health"])
@@ -655,6 +683,8 @@ class DebugSystemTracker:
 
         def add() -> None:
             given = plain_metadata(metadata) if isinstance(metadata, Mapping) else {}
+            # Memory stores put the memory's text in here under names of their own.
+            numbers = {k: v for k, v in given.items() if isinstance(v, bool | int | float)}
             row = {
                 "mem0_id": id_text(mem0_memory_id),
                 "text": text_of(memory_text),
@@ -670,7 +700,7 @@ class DebugSystemTracker:
             self._detail(
                 session_id,
                 "memory extraction",
-                {**given, "memory_id": row["mem0_id"], "memory_type": row["type"]},
+                {**numbers, "memory_id": row["mem0_id"], "memory_type": row["type"]},
             )
 
         self._guard(None, add)
@@ -769,7 +799,7 @@ class DebugSystemTracker:
         return self._sessions.recent(_limit(limit, 20))
 
     def get_stats(self) -> dict[str, Any]:
-        """Totals over the kept sessions; ``success_rate`` in percent, times in seconds."""
+        """Totals over all sessions; ``success_rate`` in percent, times in seconds."""
         return self._sessions.stats()
 
     def _session(self, session_id: object) -> Session | None:
@@ -810,6 +840,19 @@ class DebugSystemTracker:
         self._recorder.forget()
         self._sweeper.forget()
         self._sessions.clear()
+
+
+def _shutdown_all() -> None:
+    """At exit, for an application that forgot, or crashed."""
+    deadline = time.monotonic() + SHUTDOWN_S
+    for tracker in list(_trackers):
+        tracker.shutdown(max(0.1, deadline - time.monotonic()))
+
+
+def _at_exit_first() -> None:
+    """Before the exit handlers of the providers that are there by now: they stop the export."""
+    atexit.unregister(_shutdown_all)
+    atexit.register(_shutdown_all)
 
 
 def _after_fork_in_child() -> None:
@@ -872,7 +915,7 @@ def _write_dump(directory: Path, wall_ns: int, text: str) -> Path:
 
 
 def _publish(temporary: Path, directory: Path, stamp: str) -> Path:
-    """Gives the finished file its name; a hard link never replaces another dump."""
+    """Gives the finished file its name, and never replaces another dump."""
     for attempt in range(1_000):
         suffix = f"_{attempt}" if attempt else ""
         path = directory / f"debug_dump_{stamp}{suffix}.json"
@@ -880,5 +923,12 @@ def _publish(temporary: Path, directory: Path, stamp: str) -> Path:
             os.link(temporary, path)
         except FileExistsError:
             continue
+        except OSError:
+            # A file system without hard links: the name is taken first, then filled at once.
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            except FileExistsError:
+                continue
+            temporary.replace(path)
         return path
     raise FileExistsError(17, "too many dumps in one microsecond", str(directory))

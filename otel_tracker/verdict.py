@@ -73,8 +73,8 @@ def judge(
     if work.running:
         only_memory = all(a.stage == MEMORY for a in work.running)
         return row.in_progress(work.next_ns, sentence=only_memory)
-    if h.standing() or h.failed_end is not None:
-        return row.verdict(TransactionStatus.FAILED, issues.failure_of(h))
+    if h.standing(pipeline.stages) or h.failed_end is not None:
+        return row.verdict(TransactionStatus.FAILED, issues.failure_of(h, pipeline.stages))
     if h.queued:
         return row.waiting()
     if _elsewhere(h):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -30,7 +32,8 @@ ORDER: Final = (
     ("state",),
     ("views", "store", "settings"),
     ("processor",),
-    ("telemetry", "handles"),
+    ("handles", "exporting"),
+    ("telemetry",),
     ("spans",),
     ("recorder",),
     ("sweeper",),
@@ -113,6 +116,27 @@ def test_every_file_is_in_the_map_for_newcomers() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     missing = [m for m in all_modules() if m != "__init__" and f"`{m}.py`" not in text]
     assert missing == []
+
+
+def test_no_file_imports_itself_by_a_detour() -> None:
+    """Also within the demo, and with the imports inside functions, there is no cycle."""
+    graph: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        here = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        graph[here] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = ".".join(here.split(".")[: -node.level])
+                base = f"{base}.{node.module}" if node.module else base
+                graph[here].update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+    assert "otel_tracker.demo.pipeline" in graph["otel_tracker.demo.run"]
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises where there is a cycle
+
+
+def test_only_the_command_line_knows_the_demo() -> None:
+    """The demo is an example: nobody who imports the library loads it."""
+    users = [m for m in all_modules() if any("demo" in name for name in imports_of(m))]
+    assert users == ["cli"]
 
 
 def test_every_file_says_what_it_is_for() -> None:
@@ -231,3 +255,45 @@ def test_importing_starts_nothing() -> None:
         """
     )
     assert result == [1, [], "ProxyTracerProvider"]
+
+
+MACHINE: Final = re.compile(
+    rb"[p]ypi[.](?:org|python)|[p]ythonhosted[.]org|[n]pmjs[.]|[c]rates[.]io|[p]roxy[.]golang"
+    rb"|--(?:extra-)?index-[u]rl|/(?:[h]ome|[U]sers)/[A-Za-z_]|(?<![\w.])/[r]oot/|[A-Z]:\\[U]sers"
+)
+"""Hosts of package registries, and homes of people; the brackets keep it from finding itself."""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "index = https://py pi.org/simple", "https://files.python hosted.org/x.whl", "/ho me/ann/x",
+        "--extra-index- url=https://example.com", "/Us ers/ann/x", "a=/ro ot/x", "C:\\Us ers\\x",
+    ],
+)  # fmt: skip
+def test_the_check_sees_a_machine(text: str) -> None:
+    """The pattern of the next test is not blind."""
+    assert MACHINE.search(text.replace(" ", "").encode())
+    assert not MACHINE.search(text.encode())
+
+
+def test_no_file_tells_of_the_machine_it_was_written_on() -> None:
+    """No tracked text names a registry's host or somebody's home: elsewhere both are wrong."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    names = [name for name in listed.stdout.decode().split("\0") if name]
+    if "pyproject.toml" not in names:
+        pytest.skip("the checkout is another project's")
+    texts = {name: (ROOT / name).read_bytes() for name in names if (ROOT / name).is_file()}
+    found = {
+        f"{name}: {match[0].decode()}"
+        for name, text in texts.items()
+        if b"\0" not in text
+        for match in [MACHINE.search(text)]
+        if match
+    }
+    assert found == set()

@@ -152,7 +152,11 @@ def test_first_chunks_at_once_make_one_audio_span() -> None:
     with fresh_tracker() as t:
         for _ in range(30):
             tid = t.tracker.create_transaction("user", "client")
-            all_at_once(lambda _, tid=tid: t.tracker.track_audio_chunk(tid, 1))
+
+            def first_chunk(_: int, tid: str = tid) -> None:
+                t.tracker.track_audio_chunk(tid, 1)
+
+            all_at_once(first_chunk)
             t.tracker.track_event(tid, CONVERSATION_ENDED)
         audio = [s for s in t.spans() if s["name"] == "audio"]
         assert [s["attributes"]["otel_tracker.audio.chunks"] for s in audio] == [THREADS] * 30
@@ -260,13 +264,14 @@ def test_the_stack_of_a_stuck_task_is_its_await_chain() -> None:
 # --- processes of their own ----------------------------------------------------------------------
 
 
-def output_of(code: str, *, timeout: float = 90, watched: bool = True) -> Any:
+def output_of(code: str, *, timeout: float = 90, watched: int = 60) -> Any:
     """The JSON that `code` prints as its last line; it dies with its stacks if it hangs.
 
-    What forks is not watched: the watchdog's thread is not in the child, which waits for it.
+    It is watched for so many seconds. What forks is not (0): the watchdog's thread is not in the
+    child, which would wait for it.
     """
     clean = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
-    watch = "import faulthandler\nfaulthandler.dump_traceback_later(60, exit=True)\n"
+    watch = f"import faulthandler\nfaulthandler.dump_traceback_later({watched}, exit=True)\n"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", (watch if watched else "") + textwrap.dedent(code)],
         env={**clean, "PYTHONPATH": str(ROOT)},
@@ -289,7 +294,8 @@ def test_the_garbage_collector_may_end_spans_in_the_middle_of_anything() -> None
         from otel_tracker import DebugSystemTracker
 
         provider = TracerProvider(shutdown_on_exit=False)
-        tracker = DebugSystemTracker(provider, run_sweeper=False)
+        # Links to callers have a test of their own, below.
+        tracker = DebugSystemTracker(provider, run_sweeper=False, link_caller=False)
         tracer = provider.get_tracer("app")
         gc.set_threshold(200)
 
@@ -410,7 +416,7 @@ def test_a_forked_child_drops_what_it_inherited() -> None:
             "spans": sorted(s.name for s in exporter.get_finished_spans()),
         }))
         """,
-        watched=False,
+        watched=0,
     )
     assert result == {
         "child": {
@@ -436,6 +442,7 @@ def test_a_fork_while_other_threads_track_does_not_hang_the_child() -> None:
         from otel_tracker import DebugSystemTracker
 
         tracker = DebugSystemTracker()
+        tracker.create_transaction("user", "client")  # what the SDK imports late is imported by now
         going = True
 
         def work():
@@ -465,7 +472,7 @@ def test_a_fork_while_other_threads_track_does_not_hang_the_child() -> None:
         [thread.join() for thread in threads]
         print(json.dumps(codes))
         """,
-        watched=False,
+        watched=0,
     )
     assert result == [0] * 15
 
@@ -504,7 +511,7 @@ def test_a_forked_child_that_exits_exports_nothing_of_its_parents() -> None:
         lines = [line.split() for line in lines if line]
         print(json.dumps([[int(pid) == parent, name] for pid, name in lines]))
         """,
-        watched=False,
+        watched=0,
     )
     assert result == [[True, "memory"], [True, "audio_pipeline"]]
 

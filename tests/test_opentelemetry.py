@@ -35,11 +35,11 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceState
 from opentelemetry.util.types import Attributes
 
 from otel_tracker import (
-    DashboardSpanProcessor,
     DebugSystemTracker,
     PipelineStage,
     TransactionStatus,
 )
+from otel_tracker.processor import DashboardSpanProcessor
 from otel_tracker.testing import ManualClock, fresh_tracker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -541,7 +541,7 @@ def test_an_exporter_that_is_not_there_is_a_warning() -> None:
     )
     assert done.returncode == 0, done.stderr
     health = json.loads(done.stdout)
-    assert health["export"] == {"provider": "own", "exporters": []}
+    assert health["export"] == {"provider": "own", "exporters": {}}
     assert [line for line in done.stderr.splitlines() if "'jaguar'" in line]
 
 
@@ -552,7 +552,7 @@ def test_export_can_be_switched_off_by_the_standard_variable() -> None:
         OTEL_TRACES_EXPORTER="none",
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
     )
-    assert result == {"provider": "own", "exporters": []}
+    assert result == {"provider": "own", "exporters": {}}
 
 
 @contextmanager
@@ -647,7 +647,7 @@ def test_shutdown_is_bounded_where_nobody_answers() -> None:
     assert sum(result["took"][1:]) < 1
     assert result["status"] == "completed"
     assert result["total"] == 3052
-    assert result["export"] == {"provider": "own", "exporters": []}
+    assert result["export"] == {"provider": "own", "exporters": {}}
     assert result["problem"] == 1
     assert exited < 4, "the interpreter's exit took too long"
 

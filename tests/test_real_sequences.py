@@ -647,3 +647,20 @@ def test_totals_always_add_up(t: Harness) -> None:
     assert m.total_transactions == 4
     assert m.active_transactions == m.completed_transactions == 1
     assert m.failed_transactions == m.stalled_transactions == 1
+
+
+def test_a_slow_transcription_that_nobody_closed_is_put_right_by_its_memory(t: Harness) -> None:
+    """Transcription ran for ten minutes and nobody reported its end; the memory it led to did."""
+    transaction_id = new(t)
+    t.tracker.track_event(transaction_id, TRANSCRIPTION_STARTED)
+    t.advance(600)
+    assert t.status(transaction_id) is STALLED
+    t.tracker.track_event(transaction_id, MEMORY_STARTED)
+    t.advance(1)
+    t.tracker.track_event(transaction_id, MEMORY_COMPLETED)
+    t.advance(5)
+    assert stand(t, transaction_id) == (COMPLETED, None)
+    assert {resolved for _, resolved in issues(t)} == {True}
+    told = [s["attributes"].get("otel_tracker.outcome") for s in t.spans()]
+    assert "success" in told
+    assert "failure" not in told

@@ -278,7 +278,7 @@ def test_a_replay_tells_the_same_events(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "run", [memory_failed, memory_failed_after_the_end, retried, left_open, ended_as_a_failure]
+    "run", [memory_failed, memory_failed_after_the_end, retried, ended_as_a_failure]
 )
 def test_a_replay_finds_the_same_failures(run: Run) -> None:
     """Issues of failures, the resolved ones included, are on the spans."""
@@ -345,13 +345,18 @@ def do(t: Harness, tid: str, step: str) -> None:
     st.sampled_from(("told", "told as a failure", "not told")),
 )
 def test_a_replay_of_any_run_shows_where_it_stands(steps: list[tuple[str, int]], end: str) -> None:
-    """Whatever was called in whatever order, once every stage is over the spans say it all."""
+    """Whatever was called in whatever order, once every stage is over the spans say it all.
+
+    The list of events and the current stage too.
+    """
     with fresh_tracker() as t:
         tid = begin(t)
         for step, later in steps:
             do(t, tid, step)
             t.advance(later)
         # What waits, or runs, has no finished span yet.
+        if "queue_memory" in dict(steps):
+            t.tracker.track_event(tid, MEMORY_STARTED)
         for stage in ("fetch", "transcription", "memory"):
             t.clock.advance(1)
             t.tracker.track_event(tid, f"{stage}_completed")
@@ -361,6 +366,6 @@ def test_a_replay_of_any_run_shows_where_it_stands(steps: list[tuple[str, int]],
         t.advance(65)
         t.advance(65)
         shown, told = live(t, tid), replayed(t, tid)
-        for key in ("issues", "events", "current_stage"):
-            del shown[key], told[key]
+        # Which silences were noticed at the time is on no finished span.
+        del shown["issues"], told["issues"]
         assert told == shown
