@@ -28,6 +28,9 @@ MAX_OPEN: Final = 200
 SKIPPED: Final = "skipped"
 """The metadata under which the reason of a skip is kept."""
 
+MAX_CONNECTED: Final = 10_000
+"""Most clients of which it is remembered that a websocket is open."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -58,6 +61,8 @@ class Recorder:
         self._spans = SpanWriter(store, diagnostics, settings.privacy)
         self._handles: OrderedDict[str, Handle] = OrderedDict()
         """By transaction id as text, which is what callers come with."""
+        self.connected: dict[str, bool] = {}
+        """Clients with an open websocket, as far as was told here."""
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
@@ -79,6 +84,7 @@ class Recorder:
     def forget(self) -> None:
         """Drops every handle: in a forked child they are the parent's."""
         self._handles = OrderedDict()
+        self.connected = {}
 
     def create(self, who: Who, pipeline: Pipeline) -> Handle:
         """A new transaction: a new trace, its root span open."""
@@ -86,6 +92,8 @@ class Recorder:
         caller = trace.get_current_span()
         attributes = {**handle.attributes, semconv.KIND: Kind.TRANSACTION.value}
         links = self._link_to(caller, attributes)
+        if handle.who.client_id in self.connected:
+            attributes[semconv.WEBSOCKET] = True
         root = OpenSpan(
             self._store,
             Fact(
@@ -207,6 +215,19 @@ class Recorder:
             stage=stage,
             **more,
         )
+
+    def connect(self, client_id: str) -> None:
+        """A websocket of this client is open."""
+        self.connected[client_id] = True
+        if len(self.connected) > MAX_CONNECTED:
+            self.connected.pop(next(iter(list(self.connected))), None)
+
+    def disconnect(self, client_id: str) -> None:
+        """The client's last websocket has closed: the audio of its transactions ends."""
+        self.connected.pop(client_id, None)
+        for handle in self.handles():
+            if handle.who.client_id == client_id:
+                self.end_audio(handle)
 
     # --- stages ---------------------------------------------------------------------------------
 

@@ -245,6 +245,8 @@ class Sweeper:
         if callback is not None:
             self._callbacks.call(name, callback, info)
 
+    # --- roots that nobody ends -------------------------------------------------------------------
+
     def settle(self) -> None:
         """At shutdown: what has nothing open gets the verdict that it would have come to."""
         resting = [h for h in self._recorder.handles() if not h.open]
@@ -255,8 +257,6 @@ class Sweeper:
                 self._recorder.tell_verdict(
                     handle, stand.outcome, error=stand.error, error_type=stand.error_type
                 )
-
-    # --- roots that nobody ends -------------------------------------------------------------------
 
     def _tidy(self) -> None:
         settings = self._recorder.settings
@@ -323,7 +323,9 @@ def _stands(state: State, handles: list[Handle], *, forever: bool = False) -> di
             found[handle.trace_id] = _Stand(
                 tx,
                 state.pipeline_of(tx).stages,
-                state.status_forever(tx) if forever else tx.verdict.status,
+                state.status_forever(tx)
+                if forever and not tx.verdict.elsewhere
+                else tx.verdict.status,
                 socket_open=bool(client) and state.open_sockets(client) > 0,
             )
     return found

@@ -440,7 +440,7 @@ class DebugSystemTracker:
 
     def track_websocket_connected(self, user_id: object = None, client_id: object = None) -> None:
         """Counts a connection of a client. While it is open, silence after audio is no stall."""
-        self._guard(None, lambda: self._socket(id_text(client_id), id_text(user_id), opened=True))
+        self._guard(None, lambda: self._connect(id_text(client_id), id_text(user_id)))
 
     def track_websocket_disconnected(self, client_id: object = None) -> None:
         """Counts a connection out; with the client's last one its audio ends."""
@@ -451,6 +451,11 @@ class DebugSystemTracker:
             now_ns = self._clock.monotonic_ns()
             self._store.put(SocketFact(client_id, user_id, opened, self._clock.time_ns(), now_ns))
 
+    def _connect(self, client_id: str, user_id: str) -> None:
+        if client_id and not self.settings.disabled:
+            self._recorder.connect(client_id)
+        self._socket(client_id, user_id, opened=True)
+
     def _disconnect(self, client_id: str) -> None:
         if self.settings.disabled:
             return
@@ -458,9 +463,7 @@ class DebugSystemTracker:
         if not client_id:
             return
         if self._store.read(lambda state: state.open_sockets(client_id)) == 0:
-            for handle in self._recorder.handles():
-                if handle.who.client_id == client_id:
-                    self._recorder.end_audio(handle)
+            self._recorder.disconnect(client_id)
 
     # --- whose transaction ----------------------------------------------------------------------
 

@@ -819,3 +819,17 @@ def test_a_stack_stays_in_the_process_where_free_text_does() -> None:
         assert (memory["status"], memory["description"] or "") == ("ERROR", "")
         assert memory["attributes"]["size"] == 3
         assert "note" not in memory["attributes"]
+
+
+def test_a_transaction_of_a_connected_client_says_so() -> None:
+    """The root tells whether a websocket of its client was open; the socket itself is no span."""
+    with fresh_tracker() as t:
+        for connected in (True, False):
+            if connected:
+                t.tracker.track_websocket_connected("user-1", "client-1")
+            else:
+                t.tracker.track_websocket_disconnected("client-1")
+            tid = t.tracker.create_transaction("user-1", "client-1")
+            t.tracker.track_event(tid, CONVERSATION_ENDED)
+            t.clock.advance(1)
+        assert [s["attributes"].get("otel_tracker.websocket") for s in t.spans()] == [True, None]

@@ -61,10 +61,10 @@ def test_nothing_is_global(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         tid = t.tracker.create_transaction("user", "client")
         t.tracker.track_event(tid, MEMORY_COMPLETED, False, "boom")
         t.advance(61)
-        assert set(threading.enumerate()) == threads
+        assert set(threading.enumerate()) <= threads  # others may have ended meanwhile
         assert trace.get_tracer_provider() is provider
         assert api._shared is shared
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
     assert list(tmp_path.iterdir()) == []
 
 
