@@ -6,6 +6,7 @@ since the epoch, or monotonic where the name says so); public types carry aware 
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -156,6 +157,14 @@ def parse_event(event: object) -> Event | None:
     if isinstance(event, Enum) and isinstance(event.value, str):
         return _parse_event(event.value)  # the caller's own copy of the old enum
     return None
+
+
+@lru_cache(maxsize=1024)
+def near_event(value: str) -> str | None:
+    """The built-in event that `value`, an event of the caller's own, is a slip of; None if none."""
+    given = value.removesuffix("_completed")
+    near = difflib.get_close_matches(given, _VALUES, n=1, cutoff=0.92)
+    return near[0] if near else None
 
 
 def parse_stage(stage: object) -> str | None:

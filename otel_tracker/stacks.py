@@ -36,7 +36,7 @@ class Worker(NamedTuple):
     thread_id: int
     task: weakref.ref[asyncio.Task[Any]] | None
     name: str
-    """Host, process and thread, for people."""
+    """Host, process, thread and task, for people."""
 
     @classmethod
     def current(cls) -> Worker:
@@ -48,7 +48,9 @@ class Worker(NamedTuple):
         if asyncio._get_running_loop() is None:  # public, and cheap where there is no loop
             return worker
         task = asyncio.current_task()
-        return worker if task is None else worker._replace(task=weakref.ref(task))
+        if task is None:
+            return worker
+        return cls(worker.thread_id, weakref.ref(task), f"{worker.name}/{task.get_name()}")
 
     @classmethod
     def where(cls) -> str:
@@ -56,13 +58,15 @@ class Worker(NamedTuple):
         return cls.current().name
 
     def stack(self) -> str:
-        """Where it is at this moment, the innermost call last; empty if it is gone."""
+        """Where it is at this moment, the innermost call last; or that it is gone."""
         if self.task is not None:
             task = self.task()
-            return "" if task is None or task.done() else _await_chain(task)
+            if task is None or task.done():
+                return "the task that began this stage has ended"
+            return _await_chain(task)
         frame = sys._current_frames().get(self.thread_id)  # documented for just this
         if frame is None:
-            return ""
+            return "the thread that began this stage has ended"
         frames = traceback.extract_stack(frame, limit=_MAX_FRAMES)  # the innermost ones
         if self.thread_id == threading.get_ident():
             while frames and frames[-1].filename.startswith(_PACKAGE):

@@ -385,7 +385,8 @@ class State:
             self._tell(Stalled(tx.trace_id, stalled[span_id], text))
         for span_id in tx.told.keys() - stalled.keys():
             now = tx.facts.get(span_id, tx.told[span_id])
-            if now.seen_ns > tx.told[span_id].seen_ns:
+            is_given_up = now.outcome in (Outcome.ABANDONED, Outcome.INTERRUPTED)
+            if now.seen_ns > tx.told[span_id].seen_ns and not is_given_up:
                 self._tell(Stalled(tx.trace_id, now, "", recovered=True))
         tx.told = stalled
 

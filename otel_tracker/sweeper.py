@@ -17,7 +17,7 @@ from typing import Any, Final
 from .diagnostics import Diagnostics
 from .handles import Handle
 from .ids import format_id
-from .model import NS_PER_S, Outcome, TransactionStatus, Who, to_iso
+from .model import NS_PER_S, Fact, Outcome, TransactionStatus, Who, to_iso
 from .recorder import Recorder
 from .settings import Settings
 from .state import IssueFound, News, Stalled, State, StatusChange, Tracked
@@ -105,6 +105,8 @@ class Sweeper:
         self._diagnostics = diagnostics
         self.on_stall: Callback | None = None
         self.on_issue: Callback | None = None
+        self.closing = False
+        """The process shuts down: what that interrupts is nobody's alarm."""
         self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # its put is reentrant
         self._thread: threading.Thread | None = None
         self._sweeping = threading.Lock()
@@ -185,36 +187,58 @@ class Sweeper:
 
     def _tell_status(self, news: StatusChange) -> None:
         verdict = news.verdict
-        text_id = format_id(news.trace_id)
         stage = "none" if verdict.current_stage is None else verdict.current_stage.value
-        text = "" if verdict.found is None else verdict.found.text
-        clean = self._recorder.settings.privacy.message(text)
-        issue = f": {clean}" if clean else ""
+        found = verdict.found
+        why = self._clean(found.text) if found is not None else ""
+        if found is not None and found.error:
+            why += f" ({self._clean(found.error)})"
+        for attempt in verdict.stalled:
+            why += f"; {self._clean(self._where_it_hangs(news.trace_id, attempt))}"
         bad = verdict.status in (TransactionStatus.FAILED, TransactionStatus.STALLED)
         logger.log(
-            logging.WARNING if bad and verdict.found is not None else logging.INFO,
+            logging.WARNING if bad and found is not None and not self.closing else logging.INFO,
             "transaction %s: %s -> %s at %s%s",
-            text_id, news.old.value, verdict.status.value, stage, issue,
-        )  # fmt: skip
+            format_id(news.trace_id),
+            news.old.value,
+            verdict.status.value,
+            stage,
+            f": {why}" if why else "",
+        )
         if verdict.status is TransactionStatus.STALLED and not verdict.stalled:
+            text = "" if found is None else found.text
             self._call_stall(news.trace_id, news.who, None, text, news.since_ns, "")
             handle = self._recorder.handle(format_id(news.trace_id))
             if handle is not None:
                 self._recorder.end_root(handle)
 
+    def _clean(self, text: str) -> str:
+        return self._recorder.settings.privacy.message(text)
+
+    def _where_it_hangs(self, trace_id: int, attempt: Fact) -> str:
+        """Since when, on which thread and on which line, as far as that is known here."""
+        silent_ns = self._store.clock.monotonic_ns() - attempt.seen_ns
+        text = f"{attempt.stage} silent for {silent_ns / NS_PER_S:.0f} s"
+        if attempt.where:
+            text += f" on {attempt.where}"
+        stack = self._stack(trace_id, attempt)
+        return f"{text}, {stack.splitlines()[-1]}" if stack else text
+
+    def _stack(self, trace_id: int, attempt: Fact) -> str:
+        handle = self._recorder.handle(format_id(trace_id))
+        opened = None if handle is None else self._recorder.open_stage_of(handle, attempt.span_id)
+        return "" if opened is None else opened.worker.stack()
+
     def _tell_stall(self, news: Stalled) -> None:
         handle = self._recorder.handle(format_id(news.trace_id))
         attempt = news.attempt
         if news.recovered:
-            logger.info(
-                "transaction %s: %s recovered", format_id(news.trace_id), attempt.stage
-            )  # fmt: skip
+            logger.info("transaction %s: %s recovered", format_id(news.trace_id), attempt.stage)
             if handle is not None:
                 self._recorder.tell_recovery(handle, attempt)
             return
         silent_ns = self._store.clock.monotonic_ns() - attempt.seen_ns
+        stack = self._stack(news.trace_id, attempt)
         opened = None if handle is None else self._recorder.open_stage_of(handle, attempt.span_id)
-        stack = "" if opened is None else opened.worker.stack()
         if handle is not None and opened is not None:
             reason = f"{news.text}: no progress in {attempt.stage} for {silent_ns / NS_PER_S:.0f} s"
             self._recorder.tell_stall(handle, opened, reason, stack)
@@ -232,17 +256,19 @@ class Sweeper:
         stack: str,
         where: str = "",
     ) -> None:
-        self._call("on_stall", self.on_stall, {
+        info = {
             **_about(trace_id, who),
             "stage": stage,
             "issue": issue,
+            "since": to_iso(self._store.clock.time_ns() - silent_ns),
             "silent_seconds": silent_ns / NS_PER_S,
             "stack": stack or None,
             "where": where or None,
-        })  # fmt: skip
+        }
+        self._call("on_stall", self.on_stall, info)
 
     def _call(self, name: str, callback: Callback | None, info: dict[str, Any]) -> None:
-        if callback is not None:
+        if callback is not None and not self.closing:
             self._callbacks.call(name, callback, info)
 
     # --- roots that nobody ends -------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """What a test of a pipeline needs: a fresh tracker, clocks that the test moves, finished spans.
 
+    from otel_tracker import TransactionStatus
     from otel_tracker.testing import fresh_tracker
 
-    def test_my_pipeline():
+    def test_a_hanging_transcription_is_a_stall():
         with fresh_tracker() as t:
-            run_my_pipeline(t.tracker)
-            t.clock.advance(61)
+            transaction_id = t.tracker.create_transaction("user", "client")
+            t.tracker.track_event(transaction_id, "transcription_started")
+            t.advance(61)  # time passes, and what the tracker's thread would do is done
             assert t.status(transaction_id) is TransactionStatus.STALLED
-            assert [s["name"] for s in t.spans()] == ["transcription"]
+            assert [s["name"] for s in t.spans()] == ["audio_pipeline", "transcription stalled"]
 
 Nothing is global: no thread runs, nothing is exported, and the application's OpenTelemetry and the
 shared tracker are not touched (`use_as_shared=True` lets code under test find it by

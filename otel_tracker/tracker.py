@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import json
 import math
 import os
@@ -38,9 +39,11 @@ from .model import (
     Pipeline,
     PipelineStage,
     SocketFact,
+    StageEvent,
     SystemMetrics,
     Transaction,
     Who,
+    near_event,
     parse_event,
     parse_stage,
     to_datetime,
@@ -57,7 +60,13 @@ from .telemetry import SHUTDOWN_S, Telemetry
 
 T = TypeVar("T")
 
-_UNSET: Final[Any] = object()
+
+class _NotGiven:
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+_UNSET: Final[Any] = _NotGiven()
 
 _MOST: Final = 1 << 53
 """The largest number that is taken from a caller: exact in JSON, and far from OTLP's 64 bits."""
@@ -118,6 +127,7 @@ class DebugSystemTracker:
         self._sweeper.on_stall, self._sweeper.on_issue = on_stall, on_issue
         self._sessions = SessionBook()
         _trackers.add(self)
+        self._check_stage_limits()
         self._telemetry.on_attach = _at_exit_first
         _at_exit_first()
         self._attach()
@@ -143,6 +153,7 @@ class DebugSystemTracker:
         self.settings = load(merged)
         self._options = merged
         self._recorder.configure(self.settings)
+        self._check_stage_limits()
         if pipeline is not None:
             self._pipeline = pipeline
             self._pipelines[pipeline.name] = pipeline
@@ -160,6 +171,17 @@ class DebugSystemTracker:
         self._store.read(apply)
         self._telemetry.use(tracer_provider)
         self._attach()
+
+    def _check_stage_limits(self) -> None:
+        """A limit for a stage that nobody declared may be meant so, unless it is a near miss."""
+        declared = {stage for p in self._pipelines.values() for stage in p.stages}
+        for stage in self.settings.stall_after_stage:
+            near = difflib.get_close_matches(stage, declared, n=1, cutoff=0.8)
+            if near and stage not in declared:
+                self._diagnostics.warn(
+                    "stage_limit", "there is a limit for the stage %r; did you mean %r?",
+                    stage, near[0],
+                )  # fmt: skip
 
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
         """Ends every open span, exports what waits, stops the thread, within `timeout_s` seconds.
@@ -179,9 +201,11 @@ class DebugSystemTracker:
     def _end_everything(self) -> None:
         self._sweeper.sweep()
         self._sweeper.settle()
+        self._sweeper.closing = True
         for handle in self._recorder.handles():
             self._recorder.release(handle, Outcome.INTERRUPTED, "its process shut down")
         self._sweeper.sweep()
+        self._sweeper.closing = False
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Exports what waits.
@@ -276,6 +300,8 @@ class DebugSystemTracker:
                 if event is None:
                     self._warn_of_stage("track_event", stage)
                 return
+            if type(event.event) is StageEvent:
+                self._warn_of_near_miss(event.event.value)
             self._report(
                 handle,
                 event,
@@ -482,6 +508,13 @@ class DebugSystemTracker:
             trace_id = parse_id(transaction_id)
             if trace_id is not None and is_ours(trace_id):
                 return trace_id
+            if trace_id is not None:
+                self._diagnostics.warn(
+                    "foreign_id",
+                    "%s is an id that another system made; pass what create_transaction() returned",
+                    transaction_id,
+                )
+                return None
         self._diagnostics.warn(
             "transaction_id",
             "%s is no transaction of this tracker; pass what create_transaction() returned",
@@ -520,6 +553,17 @@ class DebugSystemTracker:
             call,
             text_of(stage, 80) or "None",
         )
+
+    def _warn_of_near_miss(self, name: str) -> None:
+        """A stage of the caller's own is welcome; one letter beside a built-in event is a slip."""
+        meant = near_event(name)
+        if meant is not None:
+            self._diagnostics.warn(
+                "near_miss",
+                "%s is taken for a stage of your own; did you mean %s?",
+                name.removesuffix("_completed"),
+                meant,
+            )
 
     # --- reads ----------------------------------------------------------------------------------
 

@@ -289,8 +289,14 @@ def _work_row(tx: Tracked, now: Now, silent_ns: int) -> dict[str, Any]:
 
 
 def stages(state: State) -> dict[str, dict[str, Any]]:
-    """Per stage: what runs, what became of the rest, and how long a success takes (seconds)."""
-    return {name: _stage_row(tally) for name, tally in sorted(state.stages.items())}
+    """Per stage: what runs, what became of the rest, and how long a success takes (seconds).
+
+    In the order of the pipelines that declare them, then by name.
+    """
+    declared = [stage for pipeline in state.pipelines.values() for stage in pipeline.stages]
+    order = {stage: place for place, stage in reversed(list(enumerate(declared)))}
+    names = sorted(state.stages, key=lambda name: (order.get(name, len(declared)), name))
+    return {name: _stage_row(state.stages[name]) for name in names}
 
 
 def _stage_row(tally: StageTally) -> dict[str, Any]:

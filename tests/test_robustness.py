@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -478,3 +479,96 @@ def test_chunks_may_carry_metadata() -> None:
         found = t.tracker.get_transaction(tid)
         assert found is not None
         assert found.events[0].metadata["sample_rate"] == 16_000
+
+
+# --- what people read ---------------------------------------------------------------------------
+
+
+def test_a_stall_is_logged_with_its_place_and_its_length(caplog: pytest.LogCaptureFixture) -> None:
+    """The one line says which stage, for how long, on which thread and on which line of code."""
+    with fresh_tracker() as t:
+        tid = t.tracker.create_transaction("user", "client")
+        t.tracker.track_event(tid, MEMORY_STARTED)
+        t.advance(61)
+        (line,) = [r.getMessage() for r in caplog.records if "stalled" in r.getMessage()]
+    assert f"transaction {tid}: in_progress -> stalled at memory_started" in line
+    assert "memory silent for 61 s on " in line
+    assert "MainThread" in line
+    assert Path(__file__).name in line
+
+
+def test_a_failure_is_logged_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """Behind a documented sentence that hides it, the line has the error message."""
+    with fresh_tracker() as t:
+        tid = t.tracker.create_transaction("user", "client")
+        t.tracker.track_event(tid, PipelineStage.TRANSCRIPTION_COMPLETED)
+        t.tracker.track_event(tid, MEMORY_COMPLETED, False, "connection refused")
+        t.tracker.sweep()
+    (line,) = [r.getMessage() for r in caplog.records if "failed" in r.getMessage()]
+    assert line.endswith("Transcription completed but memory creation failed (connection refused)")
+
+
+def test_a_shutdown_alarms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """What a deploy interrupts is no warning, no callback, and no recovery."""
+    seen: list[Any] = []
+    with fresh_tracker(on_issue=seen.append, on_stall=seen.append) as t:
+        tid = t.tracker.create_transaction("user", "client")
+        t.tracker.track_event(tid, MEMORY_STARTED)
+        t.advance(61)
+        seen.clear()
+        caplog.clear()
+        t.tracker.shutdown()
+        assert t.issue(tid) == "Failed at memory_started: its process shut down"
+    assert seen == []
+    assert "recovered" not in caplog.text
+    assert [r.levelname for r in caplog.records if r.levelname == "WARNING"] == []
+
+
+def test_a_slip_in_a_name_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    """One letter beside a built-in event, or beside a declared stage in a limit, is a warning."""
+    with fresh_tracker(stall_after_memry=3) as t:
+        tid = t.tracker.create_transaction("user", "client")
+        t.tracker.track_event(tid, "memory_complete")
+        t.tracker.track_event(tid, "diarization_completed")
+        problems = t.tracker.get_dashboard_data()["health"]["problems"]
+    assert problems == {"stage_limit": 1, "near_miss": 1}
+    assert "did you mean 'memory'?" in caplog.text
+    assert "did you mean memory_completed?" in caplog.text
+
+
+def test_a_foreign_id_is_told_apart_from_nonsense(caplog: pytest.LogCaptureFixture) -> None:
+    """Each of the two has a warning of its own, in whatever order they come."""
+    with fresh_tracker() as t:
+        t.tracker.track_event("nonsense", MEMORY_STARTED)
+        t.tracker.track_event("2d3ab5b2-3c8f-4d53-9d3c-7fb2a1c00b11", MEMORY_STARTED)
+        problems = t.tracker.get_dashboard_data()["health"]["problems"]
+    assert problems == {"transaction_id": 1, "foreign_id": 1}
+    assert "another system made" in caplog.text
+
+
+def test_stages_come_in_the_order_of_the_pipeline() -> None:
+    """Audio, transcription, memory, and after them the caller's own by name."""
+    with fresh_tracker() as t:
+        tid = t.tracker.create_transaction("user", "client")
+        for stage in ("zip", "memory", "audio", "diarization", "transcription"):
+            t.tracker.track_event(tid, stage)
+        names = list(t.tracker.get_dashboard_data()["stages"])
+    assert names == ["audio", "transcription", "memory", "diarization", "zip"]
+
+
+def test_a_stage_whose_task_is_gone_says_so() -> None:
+    """A cancelled task leaves its stage open: the row names the task, and that it has ended."""
+    with fresh_tracker() as t:
+        tid = t.tracker.create_transaction("user", "client")
+
+        async def begin() -> None:
+            t.tracker.track_event(tid, MEMORY_STARTED)
+
+        async def main() -> None:
+            await asyncio.create_task(begin(), name="asr-user5")
+
+        asyncio.run(main())
+        t.advance(61)
+        (row,) = t.tracker.get_dashboard_data()["stalled"]
+    assert row["where"].endswith("/asr-user5")
+    assert row["stack"] == "the task that began this stage has ended"
