@@ -6,6 +6,7 @@ Replacing the old debug tracker's import by ``from otel_tracker import *`` is th
 from __future__ import annotations
 
 from .api import get_debug_tracker, init_debug_tracker, shutdown_debug_tracker
+from .debug_tracker import DebugSystemTracker
 from .model import (
     Pipeline,
     PipelineEvent,
@@ -15,7 +16,6 @@ from .model import (
     Transaction,
     TransactionStatus,
 )
-from .tracker import DebugSystemTracker
 
 __all__ = [
     "DebugSystemTracker",

@@ -12,8 +12,8 @@ from typing import Any
 
 from opentelemetry import trace
 
+from .debug_tracker import DebugSystemTracker
 from .model import Pipeline
-from .tracker import DebugSystemTracker
 
 _lock = threading.RLock()  # a signal handler may ask for the tracker while it is being made
 _shared: DebugSystemTracker | None = None

@@ -29,8 +29,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from . import api
+from .debug_tracker import DebugSystemTracker
 from .model import NS_PER_S, TransactionStatus
-from .tracker import DebugSystemTracker
 
 START_NS: Final = 1_767_225_600 * NS_PER_S
 """Where the injected wall clock starts: 2026-01-01T00:00:00Z."""

@@ -1,4 +1,4 @@
-"""The drop-in API: what callers of the old debug tracker call, turned into spans and reads.
+"""The drop-in API for transactions: what callers of the old debug tracker call, as spans and reads.
 
 Every method takes whatever it is given: bad input is logged once, counted under
 ``health.problems``, and never raised into the caller.
@@ -10,9 +10,7 @@ import atexit
 import contextlib
 import difflib
 import json
-import math
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -23,21 +21,19 @@ from opentelemetry import trace
 
 from . import views
 from .diagnostics import Diagnostics
+from .dump import write_dump
 from .handles import Handle
 from .ids import format_id, is_ours, new_trace_id, parse_id
 from .model import (
     AUDIO_PIPELINE,
     EMPTY,
-    MARK_NS,
     MEMORY_SESSION,
     NO_PIPELINE,
-    NS_PER_S,
     Event,
     Fact,
     Outcome,
     Phase,
     Pipeline,
-    PipelineStage,
     SocketFact,
     StageEvent,
     SystemMetrics,
@@ -46,12 +42,10 @@ from .model import (
     near_event,
     parse_event,
     parse_stage,
-    to_datetime,
 )
 from .privacy import id_text, plain_metadata, text_of
 from .processor import DashboardSpanProcessor
 from .recorder import SKIPPED, Recorder
-from .sessions import Session, SessionBook
 from .settings import load
 from .state import State
 from .store import Clock, Store, SystemClock
@@ -68,19 +62,14 @@ class _NotGiven:
 
 _UNSET: Final[Any] = _NotGiven()
 
-_MOST: Final = 1 << 53
+MOST: Final = 1 << 53
 """The largest number that is taken from a caller: exact in JSON, and far from OTLP's 64 bits."""
-_LONGEST_NS: Final = 30 * 24 * 3600 * NS_PER_S
-"""The longest reported duration of an extraction: 30 days."""
 
-_trackers: weakref.WeakSet[DebugSystemTracker] = weakref.WeakSet()
+_trackers: weakref.WeakSet[TransactionTracker] = weakref.WeakSet()
 
 
-class DebugSystemTracker:
+class TransactionTracker:
     """Tracks transactions through a pipeline: writes are spans, reads are views over their facts.
-
-    Without arguments an independent tracker with an OpenTelemetry provider of its own; the shared
-    one is `get_debug_tracker()`.
 
     Args:
         tracer_provider: the application's provider, to make the spans with.
@@ -125,7 +114,6 @@ class DebugSystemTracker:
             self._store, self._recorder, self._diagnostics, inline=not run_sweeper
         )
         self._sweeper.on_stall, self._sweeper.on_issue = on_stall, on_issue
-        self._sessions = SessionBook()
         _trackers.add(self)
         self._check_stage_limits()
         self._telemetry.on_attach = _at_exit_first
@@ -589,12 +577,12 @@ class DebugSystemTracker:
 
     def get_user_transactions(self, user_id: object, limit: int = 10) -> list[Transaction]:
         """Frozen copies of the newest `limit` transactions of a user, newest first."""
-        wanted, count = id_text(user_id), _limit(limit, 10)
+        wanted, count = id_text(user_id), limit_of(limit, 10)
         return self._store.read(lambda state: views.user_transactions(state, wanted, count))
 
     def get_recent_transactions(self, limit: int = 10) -> list[dict[str, Any]]:
         """Rows of the newest `limit` transactions, newest first, with whole ids, ready for JSON."""
-        count = _limit(limit, 10)
+        count = limit_of(limit, 10)
         return self._store.read(lambda state: views.recent_transactions(state, count))
 
     def get_system_metrics(self) -> SystemMetrics:
@@ -625,7 +613,7 @@ class DebugSystemTracker:
         data = self._store.read(lambda state: views.dump(state, self._now()))
         self._add_health(data["health"])
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-        return _write_dump(Path(self.settings.debug_dump_dir), self._clock.time_ns(), text)
+        return write_dump(Path(self.settings.debug_dump_dir), self._clock.time_ns(), text)
 
     def _now(self) -> views.Now:
         store = self._store
@@ -636,8 +624,6 @@ class DebugSystemTracker:
 
     def _add_health(self, health: dict[str, Any]) -> None:
         """What the fold does not know: the tracker's own state beside the store's."""
-        if self._sessions.dropped:
-            health["dropped"]["sessions"] = self._sessions.dropped
         health["disabled"] = self.settings.disabled
         health["export"] = self._telemetry.export_state()
         health["problems"] = dict(self._diagnostics.counts)
@@ -651,224 +637,6 @@ class DebugSystemTracker:
                 opened = self._recorder.open_stage_of(handle, int(row["span_id"], 16))
                 if opened is not None:
                     row["stack"] = opened.worker.stack() or None
-
-    # --- memory sessions ------------------------------------------------------------------------
-
-    def start_memory_session(
-        self,
-        audio_uuid: object,
-        client_id: object = None,
-        user_id: object = None,
-        user_email: object = None,
-    ) -> str:
-        """Begins the memory run of a recording: a transaction of its own.
-
-        The e-mail address and all texts stay in the process.
-
-        Returns:
-            The session's id, a transaction id.
-        """
-        try:
-            if self.settings.disabled:
-                return format_id(new_trace_id())
-            who = Who(id_text(user_id), id_text(client_id), audio_uuid=id_text(audio_uuid))
-            handle = self._create(who, MEMORY_SESSION)
-            self._sessions.add(
-                Session(
-                    handle.text_id,
-                    who.audio_uuid,
-                    who.client_id,
-                    who.user_id,
-                    text_of(user_email, 256),
-                    self._seconds(),
-                )
-            )
-            return handle.text_id
-        except Exception:
-            self._diagnostics.error("memory_session", "a memory session could not be started")
-            return format_id(new_trace_id())
-
-    def start_memory_processing(self, session_id: object) -> None:
-        """The memory stage of a session begins."""
-
-        def start() -> None:
-            session = self._session(session_id)
-            if session is not None:
-                session.processing_started = self._seconds()
-                session.processing_started_ns = self._clock.monotonic_ns()
-            self.track_event(session_id, PipelineStage.MEMORY_STARTED)
-
-        self._guard(None, start)
-
-    def complete_memory_processing(
-        self, session_id: object, success: object = True, error_message: object = None
-    ) -> None:
-        """The memory stage of a session ended; with a success the session is done."""
-
-        def complete() -> None:
-            session = self._session(session_id)
-            if session is not None:
-                session.processing_completed = session.ended = self._seconds()
-                session.error = text_of(error_message) or None
-                self._sessions.completed(session, bool(success), self._clock.monotonic_ns())
-            self.track_event(session_id, PipelineStage.MEMORY_COMPLETED, success, error_message)
-
-        self._guard(None, complete)
-
-    def add_memory_extraction(
-        self,
-        session_id: object,
-        audio_uuid: object,
-        mem0_memory_id: object,
-        memory_text: object,
-        memory_type: object = "general",
-        extraction_prompt: object = None,
-        llm_response: object = None,
-        metadata: object = None,
-    ) -> None:
-        """One memory that came out: a child span; its texts stay in the process."""
-
-        def add() -> None:
-            given = plain_metadata(metadata) if isinstance(metadata, Mapping) else {}
-            # Memory stores put the memory's text in here under names of their own.
-            numbers = {k: v for k, v in given.items() if isinstance(v, bool | int | float)}
-            row = {
-                "mem0_id": id_text(mem0_memory_id),
-                "text": text_of(memory_text),
-                "type": text_of(memory_type, 64),
-                "prompt": text_of(extraction_prompt) or None,
-                "llm_response": text_of(llm_response) or None,
-                "metadata": given,
-            }
-            session = self._session(session_id)
-            if session is not None:
-                session.add(session.extractions, row)
-                self._sessions.memories += 1
-            self._detail(
-                session_id,
-                "memory extraction",
-                {**numbers, "memory_id": row["mem0_id"], "memory_type": row["type"]},
-            )
-
-        self._guard(None, add)
-
-    def add_extraction_attempt(
-        self,
-        session_id: object,
-        audio_uuid: object,
-        attempt_type: object,
-        success: object,
-        error_message: object = None,
-        processing_time_ms: object = None,
-        transcript_length: object = None,
-        prompt_used: object = None,
-        llm_model: object = None,
-    ) -> None:
-        """One try at extracting: a child span as long as it took; it decides nothing by itself."""
-
-        def add() -> None:
-            milliseconds = _number(processing_time_ms)
-            row = {
-                "type": text_of(attempt_type, 64),
-                "success": bool(success),
-                "error": text_of(error_message) or None,
-                "processing_time_ms": milliseconds,
-                "transcript_length": _number(transcript_length),
-                "prompt": text_of(prompt_used) or None,
-                "model": text_of(llm_model, 128) or None,
-            }
-            session = self._session(session_id)
-            if session is not None:
-                session.add(session.attempts, row)
-            self._detail(
-                session_id,
-                "extraction attempt",
-                {
-                    "attempt_type": row["type"],
-                    "attempt_success": row["success"],
-                    "transcript_length": row["transcript_length"],
-                    "model": row["model"],
-                },
-                duration_ns=min(round((milliseconds or 0) * 1_000_000), _LONGEST_NS),
-                error=None if success else str(row["error"] or "Unknown error"),
-            )
-
-        self._guard(None, add)
-
-    def add_transcript_segment(
-        self,
-        session_id: object,
-        audio_uuid: object = None,
-        segment_order: object = None,
-        speaker: object = None,
-        text: object = None,
-        timestamp: object = None,
-        transcription_method: object = None,
-        **metadata: Any,
-    ) -> None:
-        """One segment of the transcript; it stays in the process."""
-
-        def add() -> None:
-            session = self._session(session_id)
-            if session is not None:
-                order = _number(segment_order)
-                at = _number(timestamp)
-                row = {
-                    "order": len(session.segments) if order is None else order,
-                    "speaker": text_of(speaker, 128) or None,
-                    "text": text_of(text),
-                    "timestamp": self._seconds() if at is None else at,
-                    "method": text_of(transcription_method, 64) or None,
-                }
-                session.add(session.segments, row)
-                self._sessions.transcripts += 1
-            self.track_progress(session_id)
-
-        self._guard(None, add)
-
-    def update_full_conversation(self, session_id: object, full_conversation: object = "") -> None:
-        """The whole conversation as text; it stays in the process."""
-
-        def update() -> None:
-            session = self._session(session_id)
-            if session is not None:
-                session.full_conversation = text_of(full_conversation, 1 << 20)
-
-        self._guard(None, update)
-
-    def get_session_summary(self, audio_uuid: object) -> dict[str, Any] | None:
-        """Everything of the newest session of a recording; None if none is kept."""
-        session = self._sessions.newest_of(id_text(audio_uuid))
-        return None if session is None else session.summary()
-
-    def get_recent_sessions(self, limit: int = 20) -> list[dict[str, Any]]:
-        """Rows of the newest sessions, newest first."""
-        return self._sessions.recent(_limit(limit, 20))
-
-    def get_stats(self) -> dict[str, Any]:
-        """Totals over all sessions; ``success_rate`` in percent, times in seconds."""
-        return self._sessions.stats()
-
-    def _session(self, session_id: object) -> Session | None:
-        return self._sessions.get(session_id) if isinstance(session_id, str) else None
-
-    def _detail(
-        self,
-        session_id: object,
-        name: str,
-        metadata: Mapping[str, Any],
-        *,
-        duration_ns: int = 0,
-        error: str | None = None,
-    ) -> None:
-        handle = None if self.settings.disabled else self._handle_of(session_id)
-        if handle is not None:
-            self._recorder.detail(
-                handle, name, metadata, duration_ns=max(MARK_NS, duration_ns), error=error
-            )
-
-    def _seconds(self) -> float:
-        return self._clock.time_ns() / NS_PER_S
 
     # --- the rest -------------------------------------------------------------------------------
 
@@ -886,7 +654,6 @@ class DebugSystemTracker:
         self._telemetry.after_fork()
         self._recorder.forget()
         self._sweeper.forget()
-        self._sessions.clear()
 
 
 def _shutdown_all() -> None:
@@ -916,66 +683,18 @@ def _error_type(metadata: Mapping[str, Any]) -> str:
     return given if isinstance(given, str) else ""
 
 
-def _limit(value: object, default: int) -> int:
-    return max(0, min(value, _MOST)) if type(value) is int else default
+def limit_of(value: object, default: int) -> int:
+    """How many rows a caller asks for; `default` where that is no whole number."""
+    return max(0, min(value, MOST)) if type(value) is int else default
 
 
 def _size_of(value: object) -> int:
     """Bytes of a chunk, whatever the caller gave as its size; 0 where that says nothing."""
-    if type(value) is int and 0 <= value < _MOST:
+    if type(value) is int and 0 <= value < MOST:
         return value
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         if isinstance(value, bytes | bytearray | memoryview):
             return len(value)
         if isinstance(value, int | float):
-            return max(0, min(int(value), _MOST))
+            return max(0, min(int(value), MOST))
     return 0
-
-
-def _number(value: object) -> int | float | None:
-    """A number that JSON and OTLP can carry, or None."""
-    if type(value) is int or (type(value) is float and math.isfinite(value)):
-        return value if abs(value) < _MOST else None
-    return None
-
-
-def _write_dump(directory: Path, wall_ns: int, text: str) -> Path:
-    stamp = to_datetime(wall_ns).strftime("%Y%m%d_%H%M%S_%f")
-    temporary = None
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f".debug_dump_{stamp}_{os.getpid()}_{threading.get_ident()}.tmp"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        return _publish(temporary, directory, stamp)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror}: no debug dump written; set DEBUG_DUMP_DIR to a "
-            "directory that can be written", str(error.filename or directory),
-        ) from error  # fmt: skip
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _publish(temporary: Path, directory: Path, stamp: str) -> Path:
-    """Gives the finished file its name, and never replaces another dump."""
-    for attempt in range(1_000):
-        suffix = f"_{attempt}" if attempt else ""
-        path = directory / f"debug_dump_{stamp}{suffix}.json"
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            continue
-        except OSError:
-            # A file system without hard links: the name is taken first, then filled at once.
-            try:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            except FileExistsError:
-                continue
-            temporary.replace(path)
-        return path
-    raise FileExistsError(17, "too many dumps in one microsecond", str(directory))

@@ -293,19 +293,19 @@ WARNED: dict[str, tuple[str, Callable[[DebugSystemTracker, str], object]]] = {
     "None as id": ("transaction_id", lambda k, _: k.track_event(None, MEMORY_STARTED)),
     "no id": ("transaction_id", lambda k, _: k.track_event(stage=MEMORY_STARTED)),
     "foreign UUID": (
-        "transaction_id",
+        "foreign_id",
         lambda k, _: k.track_audio_chunk("2d1e4a1c-90b7-4f0e-a2a4-6c8d8a4b9f10", 10),
     ),
     "foreign UUID in progress": (
-        "transaction_id",
+        "foreign_id",
         lambda k, _: k.track_progress("2d1e4a1c-90b7-4f0e-a2a4-6c8d8a4b9f10"),
     ),
     "foreign UUID in hand_over": (
-        "transaction_id",
+        "foreign_id",
         lambda k, _: k.hand_over("2d1e4a1c-90b7-4f0e-a2a4-6c8d8a4b9f10"),
     ),
     "foreign UUID in a memory session": (
-        "transaction_id",
+        "foreign_id",
         lambda k, _: k.start_memory_processing("2d1e4a1c-90b7-4f0e-a2a4-6c8d8a4b9f10"),
     ),
     "no stage": ("stage", lambda k, i: k.track_event(i)),
