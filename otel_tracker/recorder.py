@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
@@ -39,6 +40,21 @@ def _put_bounded(known: dict[K, V], key: K, value: V) -> None:
     known[key] = value
     if len(known) > MAX_OPEN:
         known.pop(next(iter(list(known))), None)
+
+
+def _link_back(caller: Span, root: Span) -> None:
+    """Links the caller's span to the root.
+
+    The SDK allocates under that span's lock. Where the span is one that an abandoned generator left
+    current, a collection at that moment would end it, and wait for the lock for ever.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        caller.add_link(root.get_span_context())
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Recorder:
@@ -113,7 +129,7 @@ class Recorder:
         )
         handle.context = trace.set_span_in_context(root.span, context_api.Context())
         if links and root.span.get_span_context().is_valid and caller.is_recording():
-            caller.add_link(root.span.get_span_context())
+            _link_back(caller, root.span)
         handle.root.fill(root)
         self._register(handle)
         return handle

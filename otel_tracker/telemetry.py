@@ -7,6 +7,7 @@ exports only where that was configured the standard way.
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 -- the SDK imports it late; a fork in that is a hang
 import socket
 import threading
 from collections.abc import Callable, Sequence

@@ -295,7 +295,7 @@ def test_the_garbage_collector_may_end_spans_in_the_middle_of_anything() -> None
 
         provider = TracerProvider(shutdown_on_exit=False)
         # Links to callers have a test of their own, below.
-        tracker = DebugSystemTracker(provider, run_sweeper=False, link_caller=False)
+        tracker = DebugSystemTracker(provider, run_sweeper=False)
         tracer = provider.get_tracer("app")
         gc.set_threshold(200)
 
@@ -357,6 +357,48 @@ def test_the_garbage_collector_may_end_spans_in_the_middle_of_anything() -> None
         "problems": {},
     }
     assert late == 1200
+
+
+def test_linking_to_the_callers_span_survives_a_collection() -> None:
+    """The caller's span may be one that the collector ends while we hold the SDK's lock on it."""
+    result = output_of(
+        """
+        import gc, json
+        from opentelemetry.sdk import util
+        from opentelemetry.sdk.trace import TracerProvider
+        from otel_tracker import DebugSystemTracker
+
+        provider = TracerProvider(shutdown_on_exit=False)
+        tracker = DebugSystemTracker(provider, run_sweeper=False)
+        tracer = provider.get_tracer("app")
+        tracker.create_transaction("user", "client")
+        gc.set_threshold(0)
+
+        def stream():
+            with tracer.start_as_current_span("stream"):
+                while True:
+                    yield
+
+        def abandon():
+            one = {}
+            one["itself"], one["stream"] = one, stream()
+            next(one["stream"])
+
+        append = util.BoundedList.append
+        def append_and_collect(self, item):
+            if gc.isenabled():  # as an allocation right here may do
+                gc.collect()
+            append(self, item)
+        util.BoundedList.append = append_and_collect
+
+        abandon()  # its span is still the current one
+        tid = tracker.create_transaction("user", "client")
+        tracker.track_event(tid, "conversation_ended")
+        print(json.dumps([tracker.get_transaction(tid).status.value, gc.isenabled()]))
+        """,
+        watched=10,
+    )
+    assert result == ["completed", True]
 
 
 def test_a_forked_child_drops_what_it_inherited() -> None:
