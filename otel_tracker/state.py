@@ -123,6 +123,7 @@ class Dropped(FastEnum):
     SOCKETS = "sockets"
     STAGES = "stage_names"
     NEWS = "changes_not_told"
+    DEFECTS = "facts_and_verdicts_that_failed"
 
 
 class StatusChange(NamedTuple):
@@ -204,7 +205,7 @@ class State:
         self._only_audio: OrderedDict[int, None] = OrderedDict()
         self._by_client: dict[str, OrderedDict[int, None]] = {}
         self._by_recording: dict[str, OrderedDict[int, None]] = {}
-        self._dirty: dict[int, None] = {}
+        self._dirty: OrderedDict[int, None] = OrderedDict()
         self._due: list[tuple[int, int]] = []
 
     # --- facts in -------------------------------------------------------------------------------
@@ -292,11 +293,10 @@ class State:
             _, trace_id = heapq.heappop(self._due)
             self._dirty[trace_id] = None
         while self._dirty:
-            dirty, self._dirty = self._dirty, {}
-            for trace_id in dirty:
-                tx = self.transactions.get(trace_id)
-                if tx is not None:
-                    self._judge(tx, now_ns, wall_ns)
+            trace_id, _ = self._dirty.popitem(last=False)
+            tx = self.transactions.get(trace_id)
+            if tx is not None:
+                self._judge(tx, now_ns, wall_ns)
         self._let_go_beyond_limits()
 
     def pipeline_of(self, tx: Tracked) -> Pipeline:

@@ -7,6 +7,7 @@ thread that is in the middle of a fold: under a plain lock that hook would wait 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,9 +15,11 @@ from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
 from .model import Fact, SocketFact
-from .state import News, State
+from .state import Dropped, News, State
 
 T = TypeVar("T")
+
+logger: Final = logging.getLogger("otel_tracker")
 
 _FOLD_AT: Final = 64
 """Queued facts at which a writer folds; fewer wait for the next read or sweep."""
@@ -88,7 +91,7 @@ class Store:
             self._busy = True
             try:
                 self._fold()
-                self._state.advance(self.clock.monotonic_ns(), self.clock.time_ns())
+                self._judge()
                 return view(self._state)
             finally:
                 self._busy = False
@@ -121,7 +124,7 @@ class Store:
                 try:
                     self._fold()
                     if self._state.unjudged >= _JUDGE_AT:
-                        self._state.advance(self.clock.monotonic_ns(), self.clock.time_ns())
+                        self._judge()
                 finally:
                     self._busy = False
             finally:
@@ -134,9 +137,28 @@ class Store:
                 fact = queue.popleft()
             except IndexError:
                 return
-            if isinstance(fact, Fact):
-                state.apply(fact)
-            elif isinstance(fact, SocketFact):
-                state.apply_socket(fact)
-            else:
-                state.apply(fact.fact())
+            try:
+                if isinstance(fact, Fact):
+                    state.apply(fact)
+                elif isinstance(fact, SocketFact):
+                    state.apply_socket(fact)
+                else:
+                    state.apply(fact.fact())
+            except Exception as error:
+                self._defect(error)
+
+    def _judge(self) -> None:
+        try:
+            self._state.advance(self.clock.monotonic_ns(), self.clock.time_ns())
+        except Exception as error:
+            self._defect(error)
+
+    def _defect(self, error: Exception) -> None:
+        """One transaction that this code cannot read must not hide the others from their reader."""
+        self._state.dropped[Dropped.DEFECTS] += 1
+        if self._state.dropped[Dropped.DEFECTS] == 1:
+            logger.error(
+                "otel_tracker: a defect of the tracker: a fact or a verdict was left out (logged "
+                "once; counted under health.dropped)",
+                exc_info=error,
+            )

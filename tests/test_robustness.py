@@ -24,6 +24,7 @@ from otel_tracker import PipelineStage, TransactionStatus
 from otel_tracker.privacy import MAX_KEPT_NODES, plain, scrub
 from otel_tracker.recorder import Recorder
 from otel_tracker.testing import fresh_tracker
+from otel_tracker.verdict import judge
 
 ROOT = Path(__file__).parent.parent
 MEMORY_STARTED = PipelineStage.MEMORY_STARTED
@@ -572,3 +573,28 @@ def test_a_stage_whose_task_is_gone_says_so() -> None:
         (row,) = t.tracker.get_dashboard_data()["stalled"]
     assert row["where"].endswith("/asr-user5")
     assert row["stack"] == "the task that began this stage has ended"
+
+
+@pytest.mark.expects_a_defect
+def test_a_defect_in_one_verdict_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Were one transaction to break the judge, reads go on, and the others are right."""
+    with fresh_tracker() as t:
+        broken, sound = (t.tracker.create_transaction(u, "client") for u in ("broken", "sound"))
+
+        def breaks(*args: Any, **rest: Any) -> Any:
+            if args[4] == broken:
+                raise ZeroDivisionError
+            return judge(*args, **rest)
+
+        monkeypatch.setattr("otel_tracker.state.judge", breaks)
+        for tid in (broken, sound):
+            t.tracker.track_event(tid, MEMORY_COMPLETED, False, "no model")
+        t.tracker.get_dashboard_data()
+        data = t.tracker.get_dashboard_data()
+        assert t.status(sound) is TransactionStatus.FAILED
+        assert data["system_metrics"]["total_transactions"] == 2
+        assert data["health"]["dropped"]["facts_and_verdicts_that_failed"] >= 1
+        monkeypatch.undo()
+    assert caplog.text.count("a defect of the tracker") == 1
