@@ -5,8 +5,10 @@ Replacing the old debug tracker's import by ``from otel_tracker import *`` is th
 
 from __future__ import annotations
 
-from .api import get_debug_tracker, init_debug_tracker, shutdown_debug_tracker
+from .api import get_debug_tracker, init_debug_tracker, pipeline, shutdown_debug_tracker
 from .debug_tracker import DebugSystemTracker
+from .decorators import current_stage, current_transaction, stage, transaction
+from .frames import ActiveStage, ActiveTransaction
 from .model import (
     Pipeline,
     PipelineEvent,
@@ -18,6 +20,8 @@ from .model import (
 )
 
 __all__ = [
+    "ActiveStage",
+    "ActiveTransaction",
     "DebugSystemTracker",
     "Pipeline",
     "PipelineEvent",
@@ -26,7 +30,12 @@ __all__ = [
     "SystemMetrics",
     "Transaction",
     "TransactionStatus",
+    "current_stage",
+    "current_transaction",
     "get_debug_tracker",
     "init_debug_tracker",
+    "pipeline",
     "shutdown_debug_tracker",
+    "stage",
+    "transaction",
 ]

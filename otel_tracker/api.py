@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry import trace
 
 from .debug_tracker import DebugSystemTracker
-from .model import Pipeline
+from .frames import Shared
+from .model import AnyEvent, Pipeline, parse_stage
 
 _lock = threading.RLock()  # a signal handler may ask for the tracker while it is being made
 _shared: DebugSystemTracker | None = None
+_declared: dict[str, Pipeline] = {}
 
 
 def get_debug_tracker() -> DebugSystemTracker:
@@ -26,6 +29,8 @@ def get_debug_tracker() -> DebugSystemTracker:
         with _lock:
             if _shared is None:
                 made = DebugSystemTracker(follow_global=True)
+                for one in list(_declared.values()):
+                    made.declare(one)
                 if _shared is None:
                     _shared = made
     return _shared
@@ -62,11 +67,48 @@ def shutdown_debug_tracker(timeout_s: float = 5.0) -> None:
         _shared.shutdown(timeout_s)
 
 
+def pipeline(
+    name: str,
+    *stages: AnyEvent | str,
+    stall_after: Mapping[AnyEvent | str, float] | None = None,
+) -> Pipeline:
+    """Declares a pipeline of your own.
+
+    ``voice = pipeline("voice", "fetch", "transcribe", "store", stall_after={"transcribe": 600})``
+
+    Use it as ``transaction(voice)``, or for `create_transaction` as
+    ``init_debug_tracker(pipeline=voice)``. A transaction of it is done when its last stage
+    succeeded; stages that are not declared are welcome too.
+
+    Args:
+        name: names the root spans; keep it short and constant.
+        *stages: in order.
+        stall_after: seconds of silence that are normal, by stage; others have the default limit.
+
+    Raises:
+        ValueError: an empty or overlong name, or a limit that is no positive number of seconds.
+    """
+    limits = {
+        parse_stage(stage) or str(stage): limit for stage, limit in (stall_after or {}).items()
+    }
+    made = Pipeline(name, tuple(parse_stage(stage) or str(stage) for stage in stages), limits)
+    _declared[name] = made
+    if _shared is not None:
+        _shared.declare(made)
+    return made
+
+
 def replace_shared(tracker: DebugSystemTracker | None) -> DebugSystemTracker | None:
     """Makes `tracker` the shared one and returns the one before: for `otel_tracker.testing`."""
     global _shared
     before, _shared = _shared, tracker
+    if tracker is not None:
+        for one in list(_declared.values()):
+            tracker.declare(one)
     return before
+
+
+Shared.find = lambda: get_debug_tracker().frames
 
 
 def _after_fork_in_child() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .ids import format_id, new_trace_id
-from .model import MARK_NS, MEMORY_SESSION, NS_PER_S, PipelineStage, Who
+from .model import EMPTY, MARK_NS, MEMORY_SESSION, NS_PER_S, PipelineStage, Who
 from .privacy import id_text, plain_metadata, text_of
 from .sessions import Session, SessionBook
 from .tracker import MOST, TransactionTracker, limit_of
@@ -59,7 +59,7 @@ class DebugSystemTracker(TransactionTracker):
             if self.settings.disabled:
                 return format_id(new_trace_id())
             who = Who(id_text(user_id), id_text(client_id), audio_uuid=id_text(audio_uuid))
-            handle = self._create(who, MEMORY_SESSION)
+            handle = self._directory.create(who, MEMORY_SESSION, EMPTY)
             self._sessions.add(
                 Session(
                     handle.text_id,

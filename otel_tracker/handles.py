@@ -38,16 +38,12 @@ class OpenSpan(Note):
 class OpenStage(OpenSpan):
     """An open attempt, and who works on it."""
 
-    __slots__ = ("by_event", "number", "worker")
+    __slots__ = ("number", "worker")
 
-    def __init__(
-        self, store: Store, start: Fact, number: int, *, by_event: bool, worker: Worker
-    ) -> None:
+    def __init__(self, store: Store, start: Fact, number: int, worker: Worker) -> None:
         super().__init__(store, start)
         self.number = number
         """Which attempt at its stage, from 1, as far as this process knows."""
-        self.by_event = by_event
-        """Opened by a reported event, which callers forget to close; otherwise by a frame."""
         self.worker = worker
 
 
@@ -138,6 +134,9 @@ class Handle:
         "audio",
         "bad",
         "context",
+        "era",
+        "frames",
+        "is_guest",
         "last_ns",
         "offset_ns",
         "open",
@@ -152,7 +151,13 @@ class Handle:
     )
 
     def __init__(
-        self, trace_id: int, who: Who, pipeline: Pipeline, tracer: trace.Tracer, offset_ns: int
+        self,
+        trace_id: int,
+        who: Who,
+        pipeline: Pipeline,
+        tracer: trace.Tracer,
+        offset_ns: int,
+        era: object,
     ) -> None:
         self.trace_id = trace_id
         self.text_id = format_id(trace_id)
@@ -161,6 +166,8 @@ class Handle:
         self.tracer = tracer
         self.offset_ns = offset_ns
         """Wall minus monotonic clock, fixed at the start: durations survive a step of the wall."""
+        self.era = era
+        """The recorder's when it was made: a handle from before a fork is the parent's."""
         self.attributes: dict[str, Any] = {}
         """On every span of the transaction: Jaeger matches all tags of a search on one span."""
         self.context = context_api.Context()
@@ -168,16 +175,29 @@ class Handle:
         self.root: Slot[OpenSpan] = Slot()
         """The root while it is open here."""
         self.open: dict[tuple[str, str], OpenStage] = {}
-        """Open attempts by stage and key."""
-        self.attempts: dict[str, int] = {}
-        """Attempts made here, by stage."""
+        """Open attempts that events began, by stage and key: a further start closes them."""
+        self.frames: dict[int, OpenStage] = {}
+        """Open attempts that end with their frame, by span id: any number at a time."""
+        self.attempts: dict[tuple[str, str], int] = {}
+        """Attempts made here, by stage and key."""
         self.audio: Slot[OpenAudio] = Slot()
         """Its one audio span while that is open."""
         self.queued: dict[str, Fact] = {}
         """Waits that nobody has taken yet, by stage."""
-        self.bad: dict[tuple[str, str], Fact] = {}
-        """Newest attempts that went wrong: what the end's verdict goes by."""
+        self.bad: dict[int, Fact] = {}
+        """Attempts that went wrong and were not put right, by span id: the end's verdict."""
+        self.is_guest = False
+        """Continued here; another process has its root."""
         self.seen_ns = 0
         """Monotonic moment of the last activity here."""
         self.last_ns = 0
         """The same on the transaction's wall clock."""
+
+    @property
+    def is_working(self) -> bool:
+        """Whether an attempt is open here."""
+        return bool(self.open or self.frames)
+
+    def working(self) -> list[OpenStage]:
+        """The open attempts."""
+        return [*self.open.values(), *self.frames.values()]

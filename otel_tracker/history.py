@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from .model import (
     AUDIO,
+    MARK_NS,
     NO_AUDIO,
     NOBODY,
     TRANSCRIPTION,
@@ -71,6 +72,26 @@ def _content(fact: Fact) -> str:
     return repr(replace(fact, seen_ns=0, who=NOBODY))
 
 
+def replaces(later: Fact, earlier: Fact) -> bool:
+    """Whether `later`, which began after `earlier`, is another go at what that one tried.
+
+    Both are attempts at one stage with one key. Those of one process that overlap are branches of a
+    fan-out, and none makes up for another. Across processes clocks differ by more than a retry
+    waits, and a killed one never ends its attempt: there the later one always counts.
+    """
+    if earlier.ended:
+        length_ns = earlier.at_ns - earlier.start_ns
+        # A mark's length is only for Jaeger.
+        if later.start_ns >= (earlier.start_ns if length_ns <= MARK_NS else earlier.at_ns):
+            return True
+    return not earlier.where or process_of(earlier.where) != process_of(later.where)
+
+
+def process_of(where: str) -> str:
+    """Host and process of a `Fact.where`."""
+    return "/".join(where.split("/", 2)[:2])
+
+
 @dataclass(slots=True)
 class History:
     """One transaction in order. Attempts are ordered by start; ties by span id."""
@@ -78,8 +99,12 @@ class History:
     root: Fact | None = None
     audio: Fact | None = None
     attempts: list[Fact] = field(default_factory=list)
-    latest: dict[tuple[str, str], Fact] = field(default_factory=dict)
-    """The newest attempt of each stage and key: it decides."""
+    last: list[Fact] = field(default_factory=list)
+    """The newest attempt of each stage and key, and earlier ones that it does not replace where
+    they went wrong or are open: these decide."""
+    nested_in: dict[int, Fact] = field(default_factory=dict)
+    """The attempt within which another was made, by the span id of that other one."""
+    told_stalls: list[Fact] = field(default_factory=list)
     queued: list[Fact] = field(default_factory=list)
     """Queued and not taken by an attempt since."""
     handed_over: Fact | None = None
@@ -95,8 +120,8 @@ class History:
 
     @property
     def last_attempt(self) -> Fact | None:
-        """The attempt that started last, of whatever stage."""
-        return self.attempts[-1] if self.attempts else None
+        """The attempt that started last, of whatever stage; not one within another."""
+        return next((a for a in reversed(self.attempts) if a.span_id not in self.nested_in), None)
 
     def reported_success(self, stage: str) -> bool:
         """Whether a caller reported a success of `stage` (an inferred one does not count)."""
@@ -116,13 +141,22 @@ class History:
             stages: the declared ones in order. That a later one succeeded shows that an attempt
                 which was only left open had done its work.
         """
-        found = [
+        return [
             a
-            for a in self.latest.values()
-            if a.outcome in Outcome.BAD and not self._overtaken(a, stages)
+            for a in self.last
+            if a.outcome in Outcome.BAD and not self._overtaken(a, stages) and not self._handled(a)
         ]
-        found.sort(key=_order)
-        return found
+
+    def _handled(self, attempt: Fact) -> bool:
+        """An attempt around it went well all the same: that one has coped with it."""
+        outer = self.nested_in.get(attempt.span_id)
+        for _ in range(len(self.attempts)):  # spans of others may be nested in a circle
+            if outer is None:
+                return False
+            if outer.outcome in (Outcome.SUCCESS, Outcome.SKIPPED):
+                return True
+            outer = self.nested_in.get(outer.span_id)
+        return False
 
     def _overtaken(self, attempt: Fact, stages: tuple[str, ...]) -> bool:
         if attempt.outcome != Outcome.ABANDONED or attempt.stage not in stages:
@@ -130,7 +164,7 @@ class History:
         later = stages[stages.index(attempt.stage) + 1 :]
         return any(
             a.stage in later and a.outcome == Outcome.SUCCESS and a.start_ns >= attempt.start_ns
-            for a in self.latest.values()
+            for a in self.last
         )
 
     @property
@@ -141,7 +175,7 @@ class History:
             return None
         later_success = any(
             a.start_ns > end.at_ns and a.outcome in (Outcome.SUCCESS, Outcome.SKIPPED)
-            for a in self.latest.values()
+            for a in self.last
         )
         return None if later_success else end
 
@@ -177,10 +211,11 @@ def history(facts: Iterable[Fact]) -> History:
             ends.append(fact)
         elif kind is Kind.HANDED_OVER:
             h.handed_over = max(h.handed_over or fact, fact, key=_order)
+        elif kind is Kind.STALLED:
+            h.told_stalls.append(fact)
         others.append(fact)
     h.attempts.sort(key=_order)
-    for attempt in h.attempts:
-        h.latest[attempt.stage, attempt.key] = attempt
+    _find_last(h)
     if ends:
         h.end = max(ends, key=_end_order)
     _put_audio_failure_right(h)
@@ -191,11 +226,30 @@ def history(facts: Iterable[Fact]) -> History:
     return h
 
 
+def _find_last(h: History) -> None:
+    places: dict[tuple[str, str], list[Fact]] = {}
+    for attempt in h.attempts:
+        place = places.get((attempt.stage, attempt.key), [])
+        still = [a for a in place if _may_decide(a) and not replaces(attempt, a)]
+        places[attempt.stage, attempt.key] = [*still, attempt]
+    h.last = sorted((a for place in places.values() for a in place), key=_order)
+    if any(a.parent_id for a in h.attempts):
+        by_id = {a.span_id: a for a in h.attempts}
+        for attempt in h.attempts:
+            outer = by_id.get(attempt.parent_id)
+            if outer is not None and outer is not attempt:
+                h.nested_in[attempt.span_id] = outer
+
+
+def _may_decide(attempt: Fact) -> bool:
+    return not attempt.ended or attempt.outcome in Outcome.BAD
+
+
 def _put_audio_failure_right(h: History) -> None:
     """Audio that came after a reported failure of audio is the attempt that put it right."""
-    failure = h.latest.get((AUDIO, ""))
-    if failure is not None and h.audio is not None and h.audio.seen_ns > failure.seen_ns:
-        del h.latest[AUDIO, ""]
+    audio = h.audio
+    if audio is not None:
+        h.last = [a for a in h.last if a.stage != AUDIO or a.key or audio.seen_ns <= a.seen_ns]
 
 
 def _times(h: History, facts: list[Fact]) -> None:

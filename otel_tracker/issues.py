@@ -52,11 +52,20 @@ def failure_of(h: History, stages: tuple[str, ...] = ()) -> Found | None:
         if found.text == MEMORY_FAILED:
             return found
     if standing:
-        return _found(standing[0], h, resolved=False)
+        return _found(_innermost(standing), h, resolved=False)
     end = h.failed_end
     if end is not None and end.outcome in _ALERTING:
         return _found(end, h, resolved=False)
     return None
+
+
+def _innermost(standing: list[Fact]) -> Fact:
+    """The first failure; where it came from an attempt within that one, there it died."""
+    found = standing[0]
+    for attempt in standing:  # what is nested began later
+        if attempt.parent_id == found.span_id:
+            found = attempt
+    return found
 
 
 def past_failures(h: History, stages: tuple[str, ...] = ()) -> list[Found]:
@@ -68,9 +77,12 @@ def past_failures(h: History, stages: tuple[str, ...] = ()) -> list[Found]:
             continue
         if attempt.outcome == Outcome.ABANDONED and not attempt.error:
             continue  # only started again: no failure
-        newest = h.latest.get((attempt.stage, attempt.key))
-        went_well = newest is None or newest.outcome in (Outcome.SUCCESS, Outcome.SKIPPED)
-        found.append(_found(attempt, h, resolved=went_well or newest is attempt))
+        same = [a for a in h.last if (a.stage, a.key) == (attempt.stage, attempt.key)]
+        went_well = all(a.outcome in (Outcome.SUCCESS, Outcome.SKIPPED) for a in same)
+        put_right = went_well or any(a is attempt for a in same)
+        found.append(_found(attempt, h, resolved=put_right))
+    # A stall that lasts is found by its silence; one that was told remains when that is over.
+    found.extend(Found(_stall_of(s), s.at_ns, resolved=True) for s in h.told_stalls if s.error)
     return found
 
 
@@ -100,6 +112,18 @@ def stall_text(h: History, transaction_id: str, current: AnyEvent | None) -> str
         return NOTHING_AFTER_AUDIO
     stage = "unknown stage" if current is None else current.value
     return f"Transaction {transaction_id[:8]} stalled after {stage}"
+
+
+_NO_PROGRESS: Final = ": no progress in "
+
+
+def stall_reason(text: str, stage: str, silent_s: float) -> str:
+    """What the span of a stall says: its issue, and for how long there was no progress."""
+    return f"{text}{_NO_PROGRESS}{stage} for {silent_s:.0f} s"
+
+
+def _stall_of(told: Fact) -> str:
+    return told.error.partition(_NO_PROGRESS)[0]
 
 
 def queue_text(stage: str) -> str:

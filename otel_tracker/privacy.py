@@ -266,12 +266,25 @@ def id_text(value: object) -> str:
 
 
 def exception_text(error: BaseException) -> str:
-    """``str(error)``, or the class's name where that is empty or raises."""
+    """``str(error)``, or the class's name where that is empty or raises.
+
+    A group says what is in it: by itself it only says how many there are.
+    """
     try:
         text = str(error)
     except Exception:
         text = ""
+    if isinstance(error, BaseExceptionGroup):
+        inner = [f"{type(e).__name__}: {exception_text(e)}" for e in error.exceptions[:3]]
+        text = "; ".join([text, *inner])
     return _clean_text(text, MAX_KEPT_TEXT) or type(error).__name__
+
+
+def error_type_of(error: BaseException) -> str:
+    """The class of an exception for ``error.type``: with its module, unless that is `builtins`."""
+    kind = type(error)
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
 # --- what leaves ----------------------------------------------------------------------------------

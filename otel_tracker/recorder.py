@@ -9,11 +9,12 @@ from typing import Any, Final, TypeVar
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind
 
 from . import semconv
 from .diagnostics import Diagnostics
 from .handles import Handle, OpenAudio, OpenSpan, OpenStage
+from .history import replaces
 from .ids import new_span_id, new_trace_id, root_span_id
 from .model import AUDIO, EMPTY, MARK_NS, Fact, Kind, Outcome, Pipeline, Who
 from .privacy import MAX_EXPORTED_TEXT, merged_metadata
@@ -79,6 +80,8 @@ class Recorder:
         """By transaction id as text, which is what callers come with."""
         self.connected: dict[str, bool] = {}
         """Clients with an open websocket, as far as was told here."""
+        self.era = object()
+        """Another one after a fork: what began before is the parent's."""
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
@@ -97,16 +100,26 @@ class Recorder:
         """The handle of a transaction that is known here, by its id as `create` formats it."""
         return self._handles.get(text_id)
 
+    def end_postponed(self) -> None:
+        """Ends the spans of generators that were collected since."""
+        self._spans.end_postponed()
+
     def forget(self) -> None:
         """Drops every handle: in a forked child they are the parent's."""
+        self._spans.forget()
         self._handles = OrderedDict()
         self.connected = {}
+        self.era = object()
 
-    def create(self, who: Who, pipeline: Pipeline) -> Handle:
+    def create(self, who: Who, pipeline: Pipeline, metadata: Mapping[str, Any] = EMPTY) -> Handle:
         """A new transaction: a new trace, its root span open."""
+        if who.pipeline != pipeline.name:
+            who = who._replace(pipeline=pipeline.name)
         handle = self._new_handle(new_trace_id(), who, pipeline)
         caller = trace.get_current_span()
         attributes = {**handle.attributes, semconv.KIND: Kind.TRANSACTION.value}
+        if metadata:
+            attributes.update(self._privacy.attributes(metadata))
         links = self._link_to(caller, attributes)
         if handle.who.client_id in self.connected:
             attributes[semconv.WEBSOCKET] = True
@@ -121,6 +134,7 @@ class Recorder:
                 seen_ns=handle.seen_ns,
                 ended=False,
                 who=handle.who,
+                metadata=metadata,
                 where=Worker.where(),
             ),
         )
@@ -135,7 +149,14 @@ class Recorder:
         return handle
 
     def resume(
-        self, trace_id: int, who: Who, pipeline: Pipeline, standing: Iterable[Fact] = ()
+        self,
+        trace_id: int,
+        who: Who,
+        pipeline: Pipeline,
+        standing: Iterable[Fact] = (),
+        *,
+        remote: SpanContext | None = None,
+        is_guest: bool = False,
     ) -> Handle:
         """The handle of a transaction whose root is not open here: its id alone continues it.
 
@@ -144,19 +165,22 @@ class Recorder:
             who: whose it is, as far as that is known here.
             pipeline: what it runs, as far as that is known here.
             standing: attempts known here that went wrong and that nothing has put right.
+            remote: what a carrier brought: it knows whether the trace is sampled.
+            is_guest: another process has its root.
         """
         handle = self._new_handle(trace_id, who, pipeline)
-        remote = remote_root(handle.tracer, trace_id, pipeline.name, handle.attributes)
+        handle.is_guest = is_guest
+        if remote is None:
+            name = who.pipeline or pipeline.name
+            remote = remote_root(handle.tracer, trace_id, name, handle.attributes)
         handle.context = trace.set_span_in_context(NonRecordingSpan(remote), context_api.Context())
-        handle.bad.update({(fact.stage, fact.key): fact for fact in standing})
+        handle.bad.update({fact.span_id: fact for fact in standing})
         return self._register(handle)
 
     def _new_handle(self, trace_id: int, who: Who, pipeline: Pipeline) -> Handle:
         now_ns = self._clock.monotonic_ns()
-        if who.pipeline != pipeline.name:
-            who = who._replace(pipeline=pipeline.name)
         offset_ns = self._clock.time_ns() - now_ns
-        handle = Handle(trace_id, who, pipeline, self._telemetry.tracer(), offset_ns)
+        handle = Handle(trace_id, who, pipeline, self._telemetry.tracer(), offset_ns, self.era)
         handle.seen_ns = now_ns
         handle.last_ns = now_ns + offset_ns
         handle.attributes = self._identity(handle)
@@ -174,8 +198,31 @@ class Recorder:
             attributes[semconv.CONVERSATION_ID] = privacy.identifier(who.conversation_id)
         if who.audio_uuid:
             attributes[semconv.AUDIO_UUID] = privacy.identifier(who.audio_uuid)
-        attributes[semconv.PIPELINE] = handle.pipeline.name
+        if who.pipeline:
+            attributes[semconv.PIPELINE] = who.pipeline
         return attributes
+
+    def identify(self, handle: Handle, who: Who) -> None:
+        """Fills gaps in whose transaction it is, for the spans that come."""
+        known = handle.who.or_else(who)
+        if known != handle.who:
+            handle.who = known
+            handle.attributes = self._identity(handle)
+
+    def set_root(self, handle: Handle, metadata: Mapping[str, Any]) -> None:
+        """Adds attributes to the root span."""
+        root = handle.root.get()
+        if root is None:
+            self._diagnostics.warn(
+                "root_attributes",
+                "attributes of a transaction whose root is not open here are lost; set them where "
+                "it began, or on a stage",
+            )
+            return
+        old = root.start
+        merged = merged_metadata(old.metadata, metadata)
+        root.start = old.seen(old.at_ns, old.seen_ns, merged)
+        root.span.set_attributes(self._privacy.attributes(metadata))
 
     def _register(self, handle: Handle) -> Handle:
         """Makes `handle` the one of its transaction, unless another thread was faster."""
@@ -221,6 +268,7 @@ class Recorder:
         more.setdefault("start_ns", wall_ns)
         more.setdefault("at_ns", wall_ns)
         more.setdefault("parent_id", root_span_id(handle.trace_id))
+        more.setdefault("where", Worker.where())
         return Fact(
             trace_id=handle.trace_id,
             span_id=new_span_id(),
@@ -248,45 +296,10 @@ class Recorder:
     # --- stages ---------------------------------------------------------------------------------
 
     def start_stage(
-        self,
-        handle: Handle,
-        stage: str,
-        metadata: Mapping[str, Any],
-        *,
-        key: str = "",
-        by_event: bool = True,
+        self, handle: Handle, stage: str, metadata: Mapping[str, Any], *, key: str = ""
     ) -> OpenStage:
-        """Opens an attempt. Earlier stages that events left open are closed first."""
-        now_ns = self._touch(handle)
-        number = self._begin(handle, stage, key, now_ns)
-        worker = Worker.current()
-        wall_ns = now_ns + handle.offset_ns
-        opened = OpenStage(
-            self._store,
-            Fact(
-                trace_id=handle.trace_id,
-                span_id=new_span_id(),
-                kind=Kind.STAGE,
-                start_ns=wall_ns,
-                at_ns=wall_ns,
-                seen_ns=now_ns,
-                ended=False,
-                who=handle.who,
-                stage=stage,
-                key=key,
-                opened=True,
-                parent_id=root_span_id(handle.trace_id),
-                metadata=metadata,
-                where=worker.name,
-            ),
-            number,
-            by_event=by_event,
-            worker=worker,
-        )
-        attributes = self._stage_attributes(handle, stage, key, number)
-        if metadata:
-            attributes.update(self._privacy.attributes(metadata))
-        self._spans.start(handle, opened, stage, attributes)
+        """Opens an attempt that an event began. Earlier ones that events left open are closed."""
+        opened = self._open(handle, stage, key, metadata)
         while handle.open.setdefault((stage, key), opened) is not opened:
             other = handle.open.pop((stage, key), None)
             if other is not None:  # another thread began the same stage at the same moment
@@ -297,6 +310,97 @@ class Recorder:
         if current is not handle:
             current.open.setdefault((stage, key), opened)
         return opened
+
+    def start_frame(
+        self,
+        handle: Handle,
+        stage: str,
+        key: str,
+        metadata: Mapping[str, Any],
+        within: OpenStage | None,
+        context: context_api.Context | None,
+        queued_ns: int = 0,
+    ) -> OpenStage:
+        """Opens an attempt that ends with its frame.
+
+        Args:
+            handle: the transaction.
+            stage: its name.
+            key: of the branch of a fan-out.
+            metadata: plain data.
+            within: the attempt around it.
+            context: holds the span around it; None for the transaction's root.
+            queued_ns: wall clock at which it was put into a queue; 0 if it was not.
+        """
+        if queued_ns:
+            self._tell_wait(handle, stage, key, queued_ns)
+        opened = self._open(handle, stage, key, metadata, within=within, context=context)
+        handle.frames[opened.start.span_id] = opened
+        self._register(handle)  # the sweeper may have dropped it, having nothing open
+        return opened
+
+    def _open(
+        self,
+        handle: Handle,
+        stage: str,
+        key: str,
+        metadata: Mapping[str, Any],
+        *,
+        within: OpenStage | None = None,
+        context: context_api.Context | None = None,
+    ) -> OpenStage:
+        now_ns = self._touch(handle)
+        number = self._begin(handle, stage, key, now_ns)
+        worker = Worker.current()
+        wall_ns = now_ns + handle.offset_ns
+        parent_id = root_span_id(handle.trace_id) if within is None else within.start.span_id
+        opened = OpenStage(
+            self._store,
+            Fact(
+                handle.trace_id,
+                new_span_id(),
+                Kind.STAGE,
+                wall_ns,
+                wall_ns,
+                now_ns,
+                False,
+                handle.who,
+                stage,
+                key,
+                opened=True,
+                parent_id=parent_id,
+                metadata=metadata,
+                where=worker.name,
+            ),
+            number,
+            worker,
+        )
+        attributes = self._stage_attributes(handle, stage, key, number)
+        if metadata:
+            attributes.update(self._privacy.attributes(metadata))
+        self._spans.start(handle, opened, stage, attributes, context=context)
+        return opened
+
+    def end_frame(
+        self,
+        handle: Handle,
+        opened: OpenStage,
+        outcome: str,
+        metadata: Mapping[str, Any],
+        error: str,
+        error_type: str,
+    ) -> None:
+        """Ends an attempt with its frame, unless a shutdown has ended it before."""
+        if handle.frames.pop(opened.start.span_id, None) is None:
+            return
+        self.end_stage(handle, opened, outcome, metadata, error=error, error_type=error_type)
+        if not handle.is_guest or handle.is_working:
+            return
+        stages = handle.pipeline.stages
+        done = outcome == Outcome.SUCCESS and bool(stages) and opened.start.stage == stages[-1]
+        if not done:
+            # What comes next may be another process's to do: its silence is no stall here.
+            self._tell_elsewhere(handle, handle.seen_ns)
 
     def end_stage(
         self,
@@ -309,7 +413,7 @@ class Recorder:
         error_type: str = "",
         reported: bool = True,
     ) -> None:
-        """Ends an attempt, once: whoever took it out of ``handle.open`` calls this.
+        """Ends an attempt, once: whoever took it out of its handle calls this.
 
         Args:
             handle: the transaction.
@@ -372,7 +476,6 @@ class Recorder:
             reported_failure=outcome == Outcome.FAILURE,
             metadata=metadata if is_start else EMPTY,
             end_metadata=EMPTY if is_start else metadata,
-            where=Worker.where(),
         )
         attributes = self._stage_attributes(handle, stage, "", number)
         attributes[semconv.STAGE_OUTCOME] = outcome
@@ -394,13 +497,17 @@ class Recorder:
     def progress(self, handle: Handle, stage: str | None, metadata: Mapping[str, Any]) -> None:
         """Somebody is at work: on the open attempts of `stage`, or on the transaction."""
         now_ns = self._touch(handle)
-        touched = [o for o in list(handle.open.values()) if stage in (None, o.start.stage)]
+        touched = [o for o in handle.working() if stage in (None, o.start.stage)]
         for opened in touched:
             self._progress_of(handle, opened, now_ns, metadata)
         root = handle.root.get()
         if not touched and root is not None:
             root.start = root.start.seen(now_ns + handle.offset_ns, now_ns, EMPTY)
             root.put()
+
+    def progress_of(self, handle: Handle, opened: OpenStage, metadata: Mapping[str, Any]) -> None:
+        """Work goes on in this very attempt."""
+        self._progress_of(handle, opened, self._touch(handle), metadata)
 
     def _progress_of(
         self, handle: Handle, opened: OpenStage, now_ns: int, metadata: Mapping[str, Any] = EMPTY
@@ -426,20 +533,31 @@ class Recorder:
         return attributes
 
     def _note_bad(self, handle: Handle, fact: Fact) -> None:
+        if handle.bad:
+            self._put_right(handle, fact)
         if fact.outcome in Outcome.BAD:
-            _put_bounded(handle.bad, (fact.stage, fact.key), fact)
-        elif handle.bad:
-            handle.bad.pop((fact.stage, fact.key), None)
-            if fact.outcome == Outcome.SUCCESS:
-                self._overtake(handle, fact.stage)
+            _put_bounded(handle.bad, fact.span_id, fact)
+
+    def _put_right(self, handle: Handle, fact: Fact) -> None:
+        """Takes back what `fact` makes up for: earlier goes, and failures it has coped with."""
+        coped = {fact.span_id} if fact.outcome in (Outcome.SUCCESS, Outcome.SKIPPED) else set()
+        for span_id, bad in reversed(list(handle.bad.items())):
+            again = (bad.stage, bad.key) == (fact.stage, fact.key) and bad.start_ns < fact.start_ns
+            if bad.parent_id in coped:
+                coped.add(span_id)
+                handle.bad.pop(span_id, None)
+            elif again and replaces(fact, bad):
+                handle.bad.pop(span_id, None)
+        if fact.outcome == Outcome.SUCCESS:
+            self._overtake(handle, fact.stage)
 
     def _overtake(self, handle: Handle, stage: str) -> None:
         """That a later declared stage succeeded shows that what was only left open was done."""
         stages = handle.pipeline.stages
         earlier = stages[: stages.index(stage)] if stage in stages else ()
-        for key, bad in list(handle.bad.items()):
-            if bad.outcome == Outcome.ABANDONED and key[0] in earlier:
-                handle.bad.pop(key, None)
+        for span_id, bad in list(handle.bad.items()):
+            if bad.outcome == Outcome.ABANDONED and bad.stage in earlier:
+                handle.bad.pop(span_id, None)
 
     def _begin(self, handle: Handle, stage: str, key: str, now_ns: int) -> int:
         """What a new attempt says about others; the number of this one."""
@@ -447,8 +565,8 @@ class Recorder:
             self._close_before(handle, stage, key, now_ns)
         if handle.queued:
             self._take_from_queue(handle, stage, now_ns)
-        number = handle.attempts.get(stage, 0) + 1
-        _put_bounded(handle.attempts, stage, number)
+        number = handle.attempts.get((stage, key), 0) + 1
+        _put_bounded(handle.attempts, (stage, key), number)
         return number
 
     def _close_before(self, handle: Handle, stage: str, key: str, now_ns: int) -> None:
@@ -458,7 +576,7 @@ class Recorder:
         A new start of the same stage says that the earlier attempt was given up.
         """
         again = handle.open.get((stage, key))
-        if again is not None and again.by_event and handle.open.pop((stage, key), None) is again:
+        if again is not None and handle.open.pop((stage, key), None) is again:
             stalled = now_ns - again.start.seen_ns >= self._patience.limit_ns(
                 stage, handle.pipeline
             )
@@ -478,7 +596,7 @@ class Recorder:
     ) -> None:
         for key in keys:
             opened = handle.open.get(key)
-            if opened is None or not opened.by_event or handle.open.pop(key, None) is not opened:
+            if opened is None or handle.open.pop(key, None) is not opened:
                 continue
             limit_ns = self._patience.limit_ns(key[0], handle.pipeline)
             if now_ns - opened.start.seen_ns >= limit_ns:
@@ -508,23 +626,46 @@ class Recorder:
 
     # --- queues, details ------------------------------------------------------------------------
 
-    def queue(self, handle: Handle, stage: str) -> None:
-        """The stage waits for a worker from now on. Its span is made when it is taken."""
+    def queue(self, handle: Handle, stage: str) -> int:
+        """The stage waits for a worker from now on. Its span is made when it is taken.
+
+        Returns:
+            The moment, by the wall clock.
+        """
         wait = self._fact(handle, Kind.QUEUED, self._touch(handle), ended=False, stage=stage)
         _put_bounded(handle.queued, stage, wait)
         self._store.put(wait)
+        return wait.start_ns
 
     def _take_from_queue(self, handle: Handle, stage: str, now_ns: int) -> None:
         wait = handle.queued.pop(stage, None)
-        if wait is None:
-            return
-        taken = wait.finished(now_ns + handle.offset_ns, now_ns, Outcome.SUCCESS)
+        if wait is not None:
+            self._end_wait(handle, wait.finished(now_ns + handle.offset_ns, now_ns, "success"))
+
+    def _tell_wait(self, handle: Handle, stage: str, key: str, queued_ns: int) -> None:
+        """Another process queued it; it is taken now, and here its span is made."""
+        now_ns = self._touch(handle)
+        taken_ns = now_ns + handle.offset_ns
+        wait = self._fact(
+            handle,
+            Kind.QUEUED,
+            now_ns,
+            ended=True,
+            stage=stage,
+            key=key,
+            start_ns=min(queued_ns, taken_ns - MARK_NS),
+            outcome=Outcome.SUCCESS,
+        )
+        handle.queued.pop(stage, None)
+        self._end_wait(handle, wait)
+
+    def _end_wait(self, handle: Handle, wait: Fact) -> None:
         attributes = {
             **handle.attributes,
             semconv.KIND: Kind.QUEUED.value,
-            semconv.STAGE: stage,
+            semconv.STAGE: wait.stage,
         }
-        self._spans.at_once(handle, taken, semconv.name_of_wait(stage), attributes)
+        self._spans.at_once(handle, wait, semconv.name_of_wait(wait.stage), attributes)
 
     def detail(
         self,
@@ -537,7 +678,7 @@ class Recorder:
     ) -> None:
         """A finished child that decides nothing, such as one extraction. It ends now."""
         now_ns = self._touch(handle)
-        parent = next(iter(list(handle.open.values())), None)
+        parent = next(iter(handle.working()), None)
         context = None
         more: dict[str, Any] = {}
         if parent is not None:
@@ -583,7 +724,6 @@ class Recorder:
             ended=False,
             stage=AUDIO,
             opened=True,
-            where=Worker.where(),
         )
         opened = OpenAudio(self._store, fact)
         first = handle.audio.fill(opened)
@@ -621,18 +761,29 @@ class Recorder:
         success: bool,
         error: str = "",
         error_type: str = "",
+        outcome: str = "",
         metadata: Mapping[str, Any] = EMPTY,
     ) -> None:
-        """The caller tells the end: on the root where it is open here, otherwise as a child."""
+        """The caller tells the end: on the root where it is open here, otherwise as a child.
+
+        Args:
+            handle: the transaction.
+            success: what the caller reports.
+            error: the message of a failure.
+            error_type: the exception's class, where known.
+            outcome: where there is no success, what it came to instead of a failure.
+            metadata: plain data given with the end.
+        """
         now_ns = self._touch(handle)
         if handle.open:
             self._infer(handle, list(handle.open), now_ns, went_well=success)
         self.end_audio(handle)
-        bad = list(handle.bad.values())
-        outcome = Outcome.SUCCESS
+        bad = sorted(handle.bad.values(), key=lambda fact: fact.start_ns)
         if not success:
-            outcome = Outcome.FAILURE
-        elif bad:
+            outcome = outcome or Outcome.FAILURE
+        elif not bad:
+            outcome = Outcome.SUCCESS
+        else:
             only_cancelled = all(f.outcome == Outcome.CANCELLED for f in bad)
             outcome = Outcome.CANCELLED if only_cancelled else Outcome.FAILURE
             error, error_type = error or bad[0].error, error_type or bad[0].error_type
@@ -702,35 +853,44 @@ class Recorder:
         """Others carry on: audio and root end here, and silence is no stall in this view."""
         now_ns = self._touch(handle)
         self.end_audio(handle)
-        self._store.put(self._fact(handle, Kind.HANDED_OVER, now_ns, ended=True))
+        self._tell_elsewhere(handle, now_ns)
         self.end_root(handle)
         handle.queued.clear()
         self.drop(handle)
 
+    def _tell_elsewhere(self, handle: Handle, seen_ns: int) -> None:
+        fact = self._fact(handle, Kind.HANDED_OVER, seen_ns, ended=True)
+        fact.span_id = root_span_id(handle.trace_id) ^ 1  # one a transaction: the newest counts
+        self._store.put(fact)
+
     def release(self, handle: Handle, outcome: str, reason: str) -> None:
         """Ends whatever is open of this transaction as `outcome` and drops its handle."""
         for key in list(handle.open):
-            opened = handle.open.pop(key, None)
-            if opened is not None:
-                self.end_stage(
-                    handle, opened, outcome, error=reason, error_type=outcome, reported=False
-                )
+            self._give_up(handle, handle.open.pop(key, None), outcome, reason)
+        for span_id in reversed(list(handle.frames)):  # inner ones first
+            self._give_up(handle, handle.frames.pop(span_id, None), outcome, reason)
         handle.queued.clear()
         self.end_audio(handle, outcome)
         self.end_root(handle, outcome if outcome == Outcome.INTERRUPTED else "")
         self.drop(handle)
 
+    def _give_up(self, handle: Handle, opened: OpenStage | None, outcome: str, reason: str) -> None:
+        if opened is not None:
+            self.end_stage(
+                handle, opened, outcome, error=reason, error_type=outcome, reported=False
+            )
+
     def drop(self, handle: Handle) -> None:
         """Forgets a handle with nothing open or waiting."""
         is_open = handle.root.get() is not None or handle.audio.get() is not None
-        if not (is_open or handle.open or handle.queued):
+        if not (is_open or handle.is_working or handle.queued):
             self._handles.pop(handle.text_id, None)
 
     # --- stalls ---------------------------------------------------------------------------------
 
     def open_stage_of(self, handle: Handle, span_id: int) -> OpenStage | None:
         """The open attempt with this span id, if it is open here."""
-        return next((o for o in list(handle.open.values()) if o.start.span_id == span_id), None)
+        return next((o for o in handle.working() if o.start.span_id == span_id), None)
 
     def tell_stall(self, handle: Handle, opened: OpenStage, reason: str, stack: str) -> None:
         """One finished child of the root, at once: from the last progress to now.

@@ -43,6 +43,8 @@ STAGE_MARK: Final = "otel_tracker.stage.mark"
 """``start`` or ``end``: the only one of an attempt's two events that was reported."""
 END_SUCCESS: Final = "otel_tracker.end.success"
 """What the caller reported with the end; absent where the verdict was inferred."""
+WHERE: Final = "otel_tracker.where"
+"""Host, process id, thread and task that do the work: ``web-1/4711/MainThread``."""
 SKIP_REASON: Final = "otel_tracker.stage.skip_reason"
 AUDIO_CHUNKS: Final = "otel_tracker.audio.chunks"
 AUDIO_BYTES: Final = "otel_tracker.audio.bytes"
@@ -151,6 +153,7 @@ def read_fact(
         parent_id=parent_id,
         audio=_audio(attributes) if kind is Kind.AUDIO else NO_AUDIO,
         metadata=EMPTY,
+        where=_text(attributes, WHERE),
     )
 
 

@@ -7,6 +7,10 @@ so that the dashboard is exact either way.
 
 from __future__ import annotations
 
+import gc
+import os
+import threading
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +27,22 @@ from .store import Store
 from .telemetry import ChosenIds
 
 
+_collecting: dict[int, bool] = {}
+"""Threads on which the garbage collector runs."""
+
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    if phase == "start":
+        _collecting[threading.get_ident()] = True
+    else:
+        _collecting.pop(threading.get_ident(), None)
+
+
+gc.callbacks.append(_note_collection)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_collecting.clear)
+
+
 class SpanWriter:
     """The one place that calls OpenTelemetry's `start_span` and `end`. Never raises.
 
@@ -36,13 +56,14 @@ class SpanWriter:
         self.privacy = privacy
         self._store = store
         self._diagnostics = diagnostics
+        self._postponed: deque[tuple[OpenSpan, Fact, Mapping[str, Any]]] = deque()
 
     def start(
         self,
         handle: Handle,
         opened: OpenSpan,
         name: str,
-        attributes: Mapping[str, Any],
+        attributes: dict[str, Any],
         *,
         kind: SpanKind = SpanKind.INTERNAL,
         links: tuple[Link, ...] = (),
@@ -50,6 +71,8 @@ class SpanWriter:
     ) -> None:
         """Starts the span of `opened`, with the ids and at the time of its fact."""
         fact = opened.start
+        if fact.where:
+            attributes[semconv.WHERE] = fact.where
         before = ChosenIds.choose((fact.trace_id, fact.span_id))
         try:
             opened.span = handle.tracer.start_span(
@@ -68,8 +91,35 @@ class SpanWriter:
             opened.put()
 
     def end(self, opened: OpenSpan, end: Fact, attributes: Mapping[str, Any]) -> None:
-        """Ends the span of `opened` as `end` tells it."""
+        """Ends the span of `opened` as `end` tells it.
+
+        A generator that is collected ends its stage in the middle of whatever its thread does, which
+        may be holding a lock of OpenTelemetry's: there only the fact is taken, and the span is
+        ended a moment later, from outside.
+        """
         opened.end = end
+        if _collecting and threading.get_ident() in _collecting:
+            opened.put()
+            self._postponed.append((opened, end, attributes))
+            return
+        if self._postponed:
+            self.end_postponed()
+        self._end(opened, end, attributes)
+
+    def end_postponed(self) -> None:
+        """Ends the spans that could not be ended at once."""
+        while self._postponed:
+            try:
+                postponed = self._postponed.popleft()
+            except IndexError:
+                return
+            self._end(*postponed)
+
+    def forget(self) -> None:
+        """In a forked child: what could not be ended is the parent's."""
+        self._postponed = deque()
+
+    def _end(self, opened: OpenSpan, end: Fact, attributes: Mapping[str, Any]) -> None:
         span = opened.span
         try:
             if attributes:
@@ -87,7 +137,7 @@ class SpanWriter:
         handle: Handle,
         fact: Fact,
         name: str,
-        attributes: Mapping[str, Any],
+        attributes: dict[str, Any],
         *,
         context: context_api.Context | None = None,
         stack: str = "",

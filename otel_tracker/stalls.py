@@ -56,7 +56,7 @@ _NO_OPEN_WORK: Final = OpenWork((), (), None)
 def open_work(h: History, pipeline: Pipeline, patience: Patience, now_ns: int) -> OpenWork:
     """Which open attempts run and which have stalled.
 
-    Of nested attempts the innermost is judged. One that a later attempt of its stage has replaced
+    Of nested attempts the innermost is judged. One that another process began anew
     counts while it is within its limit and is forgotten beyond it: somebody gave it up.
     """
     if all(a.ended for a in h.attempts):
@@ -78,7 +78,7 @@ def open_work(h: History, pipeline: Pipeline, patience: Patience, now_ns: int) -
         elif now_ns < due_ns:
             running.append(attempt)
             next_ns = due_ns if next_ns is None else min(next_ns, due_ns)
-        elif h.latest.get((attempt.stage, attempt.key)) is attempt:
+        elif any(a is attempt for a in h.last):
             stalled.append(attempt)
         else:
             continue

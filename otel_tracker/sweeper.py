@@ -17,6 +17,7 @@ from typing import Any, Final
 from .diagnostics import Diagnostics
 from .handles import Handle
 from .ids import format_id
+from .issues import stall_reason
 from .model import NS_PER_S, Fact, Outcome, TransactionStatus, Who, to_iso
 from .recorder import Recorder
 from .settings import Settings
@@ -162,6 +163,7 @@ class Sweeper:
         if not self._sweeping.acquire(blocking=False):
             return
         try:
+            self._recorder.end_postponed()
             for news in self._store.take_news():
                 self._tell(news)
             self._tidy()
@@ -240,7 +242,7 @@ class Sweeper:
         stack = self._stack(news.trace_id, attempt)
         opened = None if handle is None else self._recorder.open_stage_of(handle, attempt.span_id)
         if handle is not None and opened is not None:
-            reason = f"{news.text}: no progress in {attempt.stage} for {silent_ns / NS_PER_S:.0f} s"
+            reason = stall_reason(news.text, attempt.stage, silent_ns / NS_PER_S)
             self._recorder.tell_stall(handle, opened, reason, stack)
         self._call_stall(
             news.trace_id, attempt.who, attempt.stage, news.text, silent_ns, stack, attempt.where
@@ -275,7 +277,7 @@ class Sweeper:
 
     def settle(self) -> None:
         """At shutdown: what has nothing open gets the verdict that it would have come to."""
-        resting = [h for h in self._recorder.handles() if not h.open]
+        resting = [h for h in self._recorder.handles() if not h.is_working]
         stands = self._store.read(lambda state: _stands(state, resting, forever=True))
         for handle in resting:
             stand = stands.get(handle.trace_id)
@@ -301,7 +303,7 @@ class Sweeper:
         rests = now_ns - handle.seen_ns >= settings.root_idle * NS_PER_S
         if stand is not None and stand.socket_open and not stand.outcome:
             return
-        if stand is not None and not handle.open and stand.untold and (stand.done or rests):
+        if stand is not None and not handle.is_working and stand.untold and (stand.done or rests):
             self._recorder.tell_verdict(
                 handle, stand.outcome, error=stand.error, error_type=stand.error_type
             )

@@ -8,9 +8,11 @@ exports only where that was configured the standard way.
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401 -- the SDK imports it late; a fork in that is a hang
+import re
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ from opentelemetry.util.types import Attributes
 from . import ids, semconv
 from .diagnostics import Diagnostics, logger
 from .exporting import CountingExporter, Flusher, configured_exporters
+from .model import Kind
 from .processor import DashboardSpanProcessor
 
 SHUTDOWN_S: Final = 5.0
@@ -108,16 +111,44 @@ class RecordAll(Sampler):
         except Exception:
             self._diagnostics.error("sampler", "the sampler raised; such spans are not exported")
             return SamplingResult(Decision.RECORD_ONLY, attributes)
-        if result.decision is Decision.DROP:
-            return SamplingResult(
-                Decision.RECORD_ONLY, attributes if not result.attributes else result.attributes,
-                result.trace_state,
-            )  # fmt: skip
-        return result
+        is_root = attributes is not None and attributes.get(semconv.KIND) == _ROOT
+        if result.decision is not Decision.DROP and not is_root:
+            return result
+        state = result.trace_state
+        return SamplingResult(
+            Decision.RECORD_ONLY if result.decision is Decision.DROP else result.decision,
+            attributes if not result.attributes else result.attributes,
+            marked(state, name) if is_root else state,
+        )
 
     def get_description(self) -> str:
         """As the SDK's own names its samplers."""
         return f"RecordAll{{{self.wrapped.get_description()}}}"
+
+
+_STATE_KEY: Final = "otel_tracker"
+_ROOT: Final = Kind.TRANSACTION.value
+_STATE_VALUE: Final = re.compile(r"[\x21-\x2b\x2d-\x3c\x3e-\x7e]{1,64}")  # W3C's, no blanks
+
+
+@lru_cache(maxsize=128)
+def marked(state: TraceState | None, pipeline: str) -> TraceState:
+    """`state` (W3C tracestate) with the mark that says whose trace it is, and its pipeline's name.
+
+    It travels wherever OpenTelemetry propagates a context: a stage that finds itself under a span
+    of such a trace belongs to its transaction.
+    """
+    value = pipeline if _STATE_VALUE.fullmatch(pipeline) else "1"
+    entries = [] if state is None else [(k, v) for k, v in state.items() if k != _STATE_KEY]
+    return TraceState([(_STATE_KEY, value), *entries])
+
+
+def pipeline_in(context: SpanContext) -> str | None:
+    """The pipeline's name in a marked trace's context ("" where it has no such name); else None."""
+    if not (context.is_valid and ids.is_ours(context.trace_id)):
+        return None
+    value = context.trace_state.get(_STATE_KEY)
+    return "" if value == "1" else value
 
 
 def remote_root(
@@ -135,7 +166,13 @@ def remote_root(
         )
         sampled = result.decision is Decision.RECORD_AND_SAMPLE
     flags = TraceFlags(_RANDOM_FLAG | (TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT))
-    return SpanContext(trace_id, ids.root_span_id(trace_id), is_remote=True, trace_flags=flags)
+    return SpanContext(
+        trace_id,
+        ids.root_span_id(trace_id),
+        is_remote=True,
+        trace_flags=flags,
+        trace_state=marked(None, name),
+    )
 
 
 # --- provider and export --------------------------------------------------------------------------

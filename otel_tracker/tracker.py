@@ -21,16 +21,17 @@ from opentelemetry import trace
 
 from . import views
 from .diagnostics import Diagnostics
+from .directory import Directory
 from .dump import write_dump
+from .frames import Frames
 from .handles import Handle
-from .ids import format_id, is_ours, new_trace_id, parse_id
+from .ids import format_id, new_trace_id, parse_id
 from .model import (
     AUDIO_PIPELINE,
     EMPTY,
     MEMORY_SESSION,
     NO_PIPELINE,
     Event,
-    Fact,
     Outcome,
     Phase,
     Pipeline,
@@ -61,6 +62,8 @@ class _NotGiven:
 
 
 _UNSET: Final[Any] = _NotGiven()
+
+_OF_A_STAGE: Final = (Phase.STARTED, Phase.COMPLETED)
 
 MOST: Final = 1 << 53
 """The largest number that is taken from a caller: exact in JSON, and far from OTLP's 64 bits."""
@@ -98,6 +101,7 @@ class TransactionTracker:
         self._options = options
         self.settings = load(options)
         self._clock: Clock = clock or SystemClock()
+        self._own_pipeline = pipeline
         self._pipeline = pipeline or AUDIO_PIPELINE
         self._pipelines: dict[str, Pipeline] = {
             p.name: p for p in (AUDIO_PIPELINE, MEMORY_SESSION, NO_PIPELINE, self._pipeline)
@@ -113,6 +117,21 @@ class TransactionTracker:
         self._sweeper = Sweeper(
             self._store, self._recorder, self._diagnostics, inline=not run_sweeper
         )
+        self._directory = Directory(
+            self._recorder,
+            self._store,
+            self._diagnostics,
+            self._pipeline_of,
+            self._sweeper.ensure_running if run_sweeper else lambda: None,
+        )
+        self.frames = Frames(
+            self._recorder,
+            self._directory,
+            self._diagnostics,
+            self._sweeper.wake,
+            self._pipeline_named,
+        )
+        """What `stage` and `transaction` run on."""
         self._sweeper.on_stall, self._sweeper.on_issue = on_stall, on_issue
         _trackers.add(self)
         self._check_stage_limits()
@@ -143,7 +162,7 @@ class TransactionTracker:
         self._recorder.configure(self.settings)
         self._check_stage_limits()
         if pipeline is not None:
-            self._pipeline = pipeline
+            self._own_pipeline = self._pipeline = pipeline
             self._pipelines[pipeline.name] = pipeline
         for name, callback in callbacks.items():
             setattr(self._sweeper, name, callback)
@@ -201,6 +220,7 @@ class TransactionTracker:
         Returns:
             False if that took longer than `timeout_millis`.
         """
+        self._guard(None, self._recorder.end_postponed)
         return bool(self._guard(False, lambda: self._telemetry.flush(int(timeout_millis))))
 
     def _attach(self) -> None:
@@ -232,15 +252,10 @@ class TransactionTracker:
             who = Who(
                 id_text(user_id), id_text(client_id), id_text(conversation_id), "", pipeline.name
             )
-            return self._create(who, pipeline).text_id
+            return self._directory.create(who, pipeline, EMPTY).text_id
         except Exception:
             self._diagnostics.error("create_transaction", "a transaction could not be created")
             return format_id(new_trace_id())
-
-    def _create(self, who: Who, pipeline: Pipeline) -> Handle:
-        if self._run_sweeper:
-            self._sweeper.ensure_running()
-        return self._recorder.create(who, pipeline)
 
     def track_event(
         self,
@@ -314,6 +329,12 @@ class TransactionTracker:
     ) -> None:
         recorder = self._recorder
         _, stage, phase = event
+        if handle.frames and phase in _OF_A_STAGE:
+            frame = self.frames.stage_of(handle, stage)
+            if frame is not None:
+                # Reported from within `with stage`: the same attempt, which its frame ends.
+                frame.report(success=success, error=error, metadata=metadata)
+                return
         if success and phase is Phase.STARTED:
             recorder.start_stage(handle, stage, metadata)
         elif success and phase is Phase.AUDIO:
@@ -482,46 +503,24 @@ class TransactionTracker:
     # --- whose transaction ----------------------------------------------------------------------
 
     def _handle_of(self, transaction_id: object) -> Handle | None:
-        if type(transaction_id) is str:
-            handle = self._recorder.handle(transaction_id)
-            if handle is not None:
-                return handle
-        trace_id = self._trace_id_of(transaction_id)
-        if trace_id is None:
-            return None
-        return self._recorder.handle(format_id(trace_id)) or self._resume(trace_id)
+        return self._directory.by_id(transaction_id, self._pipeline)
 
-    def _trace_id_of(self, transaction_id: object) -> int | None:
-        if isinstance(transaction_id, str):
-            trace_id = parse_id(transaction_id)
-            if trace_id is not None and is_ours(trace_id):
-                return trace_id
-            if trace_id is not None:
-                self._diagnostics.warn(
-                    "foreign_id",
-                    "%s is an id that another system made; pass what create_transaction() returned",
-                    transaction_id,
-                )
-                return None
-        self._diagnostics.warn(
-            "transaction_id",
-            "%s is no transaction of this tracker; pass what create_transaction() returned",
-            text_of(transaction_id, 80) or "None",
-        )
-        return None
+    def _pipeline_of(self, name: str | None) -> Pipeline | None:
+        return self._own_pipeline if name is None else self._pipelines.get(name)
 
-    def _resume(self, trace_id: int) -> Handle:
-        def known(state: State) -> tuple[Who, list[Fact]]:
-            tx = state.transactions.get(trace_id)
-            if tx is None:
-                return Who(pipeline=self._pipeline.name), []
-            return tx.who, tx.history.standing(state.pipeline_of(tx).stages)
+    def _pipeline_named(self, pipeline: Pipeline | str) -> Pipeline:
+        """The pipeline of this name, or one without declared stages; declares one that is given."""
+        if isinstance(pipeline, str):
+            return self._pipelines.get(pipeline) or Pipeline(pipeline)
+        if self._pipelines.get(pipeline.name) != pipeline:
+            self.declare(pipeline)
+        return pipeline
 
-        if self._run_sweeper:
-            self._sweeper.ensure_running()
-        who, standing = self._store.read(known)
-        pipeline = self._pipelines.get(who.pipeline, self._pipeline)
-        return self._recorder.resume(trace_id, who, pipeline, standing)
+    def declare(self, pipeline: Pipeline) -> None:
+        """Declares a pipeline: its transactions are judged by its stages and limits."""
+        self._pipelines[pipeline.name] = pipeline
+        self._check_stage_limits()
+        self._store.read(lambda state: state.add_pipeline(pipeline))
 
     def _handle_and_stage(
         self, transaction_id: object, stage: object, call: str
@@ -596,7 +595,7 @@ class TransactionTracker:
 
     def trace_url(self, transaction_id: object) -> str:
         """Where the transaction's trace is in Jaeger's UI; empty for what is no transaction id."""
-        trace_id = self._trace_id_of(transaction_id)
+        trace_id = self._directory.trace_id_of(transaction_id)
         if trace_id is None:
             return ""
         return f"{self.settings.jaeger_url.rstrip('/')}/trace/{trace_id:032x}"

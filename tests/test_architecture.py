@@ -25,7 +25,7 @@ CORE: Final = (
 """What knows no OpenTelemetry: facts in, plain data out."""
 
 ORDER: Final = (
-    ("ids", "model", "privacy", "stacks"),
+    ("ids", "model", "privacy", "stacks", "wrapping"),
     ("history", "semconv", "diagnostics", "sessions", "dump"),
     ("stalls", "issues"),
     ("verdict",),
@@ -36,11 +36,13 @@ ORDER: Final = (
     ("telemetry",),
     ("spans",),
     ("recorder",),
-    ("sweeper",),
+    ("directory", "sweeper"),
+    ("frames",),
     ("tracker",),
     ("debug_tracker",),
     ("api",),
-    ("testing", "__init__"),
+    ("testing", "decorators"),
+    ("__init__",),
 )
 """Each file imports from rows above its own. The demo and the command line are on top of all."""
 

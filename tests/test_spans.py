@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 import pytest
@@ -26,6 +28,9 @@ MARK = 0.00001
 """Seconds that the span of a moment lasts: Jaeger warns of a negative duration at 0."""
 
 
+WHERE = f"{socket.gethostname()}/{os.getpid()}/MainThread"
+
+
 class Expected:
     """Spans of one transaction: each has its ids, and what is said here."""
 
@@ -34,6 +39,7 @@ class Expected:
         self.ids = {
             "otel_tracker.transaction.id": transaction_id,
             "otel_tracker.pipeline": pipeline,
+            "otel_tracker.where": WHERE,
             **{key.replace("__", "."): value for key, value in ids.items()},
         }
 
