@@ -26,12 +26,11 @@ from .processor import NOTE_KEY
 from .store import Store
 from .telemetry import ChosenIds
 
-
 _collecting: dict[int, bool] = {}
 """Threads on which the garbage collector runs."""
 
 
-def _note_collection(phase: str, info: dict[str, int]) -> None:
+def _note_collection(phase: str, _info: dict[str, int]) -> None:
     if phase == "start":
         _collecting[threading.get_ident()] = True
     else:
@@ -93,9 +92,9 @@ class SpanWriter:
     def end(self, opened: OpenSpan, end: Fact, attributes: Mapping[str, Any]) -> None:
         """Ends the span of `opened` as `end` tells it.
 
-        A generator that is collected ends its stage in the middle of whatever its thread does, which
-        may be holding a lock of OpenTelemetry's: there only the fact is taken, and the span is
-        ended a moment later, from outside.
+        A generator that is collected ends its stage in the middle of whatever its thread does,
+        which may be holding a lock of OpenTelemetry's: there only the fact is taken, and the span
+        is ended a moment later, from outside.
         """
         opened.end = end
         if _collecting and threading.get_ident() in _collecting:

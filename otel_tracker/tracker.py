@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from opentelemetry import trace
 
@@ -52,6 +52,9 @@ from .state import State
 from .store import Clock, Store, SystemClock
 from .sweeper import Sweeper
 from .telemetry import SHUTDOWN_S, Telemetry
+
+if TYPE_CHECKING:
+    from .receiver import Receiver
 
 T = TypeVar("T")
 
@@ -231,6 +234,13 @@ class TransactionTracker:
     def sweep(self) -> None:
         """Tells stalls, recoveries and issues now, and ends roots that rest."""
         self._sweeper.sweep()
+
+    @property
+    def receiver(self) -> Receiver:
+        """Takes spans of other processes, by OTLP: the dashboard shows them with its own."""
+        from .receiver import Receiver  # protobuf takes its time to import
+
+        return Receiver(self._store)
 
     # --- writes ---------------------------------------------------------------------------------
 

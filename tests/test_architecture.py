@@ -31,7 +31,7 @@ ORDER: Final = (
     ("verdict",),
     ("state",),
     ("views", "store", "settings"),
-    ("processor",),
+    ("processor", "receiver"),
     ("handles", "exporting"),
     ("telemetry",),
     ("spans",),
