@@ -17,7 +17,6 @@ from .api import get_debug_tracker
 from .debug_tracker import DebugSystemTracker
 from .frames import ActiveStage, ActiveTransaction, Frame, Frames
 from .model import (
-    EMPTY,
     MAX_STAGE_NAME,
     NO_PIPELINE,
     AnyEvent,
@@ -25,12 +24,11 @@ from .model import (
     Who,
     parse_stage,
 )
-from .privacy import id_text, plain_metadata
+from .privacy import id_text
 from .wrapping import name_of, wrap
 
 F = TypeVar("F")
 C = TypeVar("C", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
-A = TypeVar("A", bound=Frame)
 
 _MEANT: Final = {
     "transaction": "transaction_id",
@@ -110,41 +108,33 @@ class _Argument:
 class _Declared:
     """What `stage` and `transaction` have in common: options, and the two ways of use."""
 
-    __slots__ = ("_attributes", "_capture", "_complaint", "_entered", "_plain", "_tracker")
+    __slots__ = ("_attributes", "_capture", "_complaint", "_entered", "_tracker")
 
     _kind: str
 
     def __init__(
         self,
-        capture: Iterable[str] | str,
+        capture: tuple[str, ...],
         tracker: DebugSystemTracker | None,
         attributes: dict[str, Any],
     ) -> None:
-        self._capture = (capture,) if isinstance(capture, str) else tuple(capture)
+        self._capture = capture
         self._tracker = tracker
         self._attributes = attributes
-        self._complaint = ""
-        self._plain: Mapping[str, Any] | None = None if attributes else EMPTY
-        self._entered: list[Any] = []
-        if attributes:
-            self._complaint = _near_miss(self._kind, tuple(attributes))
+        self._complaint = _near_miss(self._kind, tuple(attributes)) if attributes else ""
+        self._entered: list[Frame] = []
 
     @property
     def _frames(self) -> Frames:
         return (self._tracker or get_debug_tracker()).frames
 
-    def _metadata(self) -> Mapping[str, Any]:
-        if self._plain is None:
-            self._plain = plain_metadata(self._attributes)
-        return self._plain
-
     def _captured(
         self, arguments: Mapping[str, _Argument], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Mapping[str, Any]:
         if not self._capture:
-            return self._metadata()
+            return self._attributes
         values = {name: arguments[name].of(args, kwargs) for name in self._capture}
-        return {**self._metadata(), **plain_metadata(values)}
+        return {**self._attributes, **values}
 
     # --- as a decorator -------------------------------------------------------------------------
 
@@ -188,12 +178,8 @@ class _Declared:
 
     # --- as a context manager -------------------------------------------------------------------
 
-    def _enter(self, frame: A) -> A:
-        if self._complaint:
-            self._frames.diagnostics.warn(f"{self._kind}_options", "%s", self._complaint)
-        frame.attach()
-        self._entered.append(frame)
-        return frame
+    def _complain(self, frames: Frames) -> None:
+        frames.diagnostics.warn(f"{self._kind}_options", "%s", self._complaint)
 
     def _exit(self, error: BaseException | None) -> None:
         """Leaves what was entered: of several (it may be used by many tasks), the current one."""
@@ -215,21 +201,25 @@ class Stage(_Declared):
     def __init__(
         self,
         name: object,
-        *,
-        key: object = None,
-        transaction_id: object = None,
-        carrier: object = None,
-        queued_at: object = None,
-        capture: Iterable[str] | str = (),
-        tracker: DebugSystemTracker | None = None,
-        attributes: dict[str, Any] | None = None,
+        key: object,
+        transaction_id: object,
+        carrier: object,
+        queued_at: object,
+        capture: tuple[str, ...],
+        tracker: DebugSystemTracker | None,
+        attributes: dict[str, Any],
     ) -> None:
-        super().__init__(capture, tracker, attributes or {})
+        # Not by super(): a `with` in a loop makes one each time.
+        self._capture = capture
+        self._tracker = tracker
+        self._attributes = attributes
+        self._complaint = _near_miss("stage", tuple(attributes)) if attributes else ""
+        self._entered = []
         self._key = key
         self._transaction_id = transaction_id
         self._carrier = carrier
         self._queued_at = queued_at
-        self._name = "" if name is None else parse_stage(name) or ""
+        self._name = "" if name is None else _stage_named(name)
         if name is not None and not self._name:
             self._complaint = (
                 f'stage({_shown(name)}) is no name of a stage; write @stage("memory"), with at '
@@ -242,21 +232,16 @@ class Stage(_Declared):
         Raises:
             TypeError: it is no function, or an option names no parameter of it.
         """
-        if not self._name and not self._complaint:
-            named = Stage(
-                name_of(function).strip("_<>")[:MAX_STAGE_NAME] or "stage",
-                key=self._key, transaction_id=self._transaction_id, carrier=self._carrier,
-                queued_at=self._queued_at, capture=self._capture, tracker=self._tracker,
-                attributes=self._attributes,
-            )  # fmt: skip
-            return named(function)
-        options = {
-            "key": self._key, "transaction_id": self._transaction_id, "carrier": self._carrier,
-            "queued_at": self._queued_at, "capture": self._capture, "tracker": self._tracker,
-        }  # fmt: skip
-        return self._decorate(
-            function, (_remake_stage, (self._name, options, self._attributes, function))
-        )
+        name = self._name
+        if not name and not self._complaint:
+            name = name_of(function).strip("_<>")[:MAX_STAGE_NAME] or "stage"
+        options = (
+            self._key, self._transaction_id, self._carrier, self._queued_at, self._capture,
+            self._tracker, self._attributes,
+        )  # fmt: skip
+        if name != self._name and not self._complaint:
+            return Stage(name, *options)(function)
+        return self._decorate(function, (_remake_stage, (name, options, function)))
 
     def _parameters(self) -> tuple[str, ...]:
         named = (self._key, self._transaction_id, self._carrier, self._queued_at)
@@ -275,7 +260,7 @@ class Stage(_Declared):
         if not arguments:
 
             def begin(*_: object) -> Frame:
-                return self._frames.begin_stage(name, self._metadata())
+                return self._frames.begin_stage(name, self._attributes)
 
             return begin
 
@@ -289,25 +274,29 @@ class Stage(_Declared):
             return self._frames.begin_stage(
                 name,
                 self._captured(arguments, args, kwargs),
-                key=key and key(args, kwargs),
-                transaction_id=transaction_id and transaction_id(args, kwargs),
-                carrier=carrier and carrier(args, kwargs),
-                queued_at=queued_at and queued_at(args, kwargs),
+                key and key(args, kwargs),
+                transaction_id and transaction_id(args, kwargs),
+                carrier and carrier(args, kwargs),
+                queued_at and queued_at(args, kwargs),
             )
 
         return begin_with
 
     def __enter__(self) -> ActiveStage:
-        return self._enter(
-            self._frames.begin_stage(
-                self._name or "stage",
-                self._metadata(),
-                key=self._key,
-                transaction_id=self._transaction_id,
-                carrier=self._carrier,
-                queued_at=self._queued_at,
-            )
+        frames = (self._tracker or get_debug_tracker()).frames
+        if self._complaint:
+            self._complain(frames)
+        frame = frames.begin_stage(
+            self._name or "stage",
+            self._attributes,
+            self._key,
+            self._transaction_id,
+            self._carrier,
+            self._queued_at,
         )
+        frame.attach()
+        self._entered.append(frame)
+        return frame
 
     def __exit__(
         self,
@@ -340,14 +329,14 @@ class TransactionOf(_Declared):
         self,
         pipeline: Pipeline | str | None,
         *,
-        ids: Mapping[str, object] = EMPTY,
-        transaction_id: object = None,
-        carrier: object = None,
-        capture: Iterable[str] | str = (),
-        tracker: DebugSystemTracker | None = None,
-        attributes: dict[str, Any] | None = None,
+        ids: Mapping[str, object],
+        transaction_id: object,
+        carrier: object,
+        capture: tuple[str, ...],
+        tracker: DebugSystemTracker | None,
+        attributes: dict[str, Any],
     ) -> None:
-        super().__init__(capture, tracker, attributes or {})
+        _Declared.__init__(self, capture, tracker, attributes)
         self._ids = {name: value for name, value in ids.items() if value is not None}
         self._transaction_id = transaction_id
         self._carrier = carrier
@@ -416,19 +405,22 @@ class TransactionOf(_Declared):
     def _begin(
         self,
         ids: Mapping[str, object],
-        metadata: Mapping[str, Any],
+        attributes: Mapping[str, Any],
         transaction_id: object,
         carrier: object,
     ) -> ActiveTransaction:
         who = Who(**{name: id_text(value) for name, value in ids.items()})
         return self._frames.begin_transaction(
-            self._pipeline, who, metadata, transaction_id=transaction_id, carrier=carrier
+            self._pipeline, who, attributes, transaction_id=transaction_id, carrier=carrier
         )
 
     def __enter__(self) -> ActiveTransaction:
-        return self._enter(
-            self._begin(self._ids, self._metadata(), self._transaction_id, self._carrier)
-        )
+        if self._complaint:
+            self._complain(self._frames)
+        frame = self._begin(self._ids, self._attributes, self._transaction_id, self._carrier)
+        frame.attach()
+        self._entered.append(frame)
+        return frame
 
     def __exit__(
         self,
@@ -489,8 +481,8 @@ def _signature_of(target: Any) -> inspect.Signature | None:
         return None  # a built-in function may not tell
 
 
-def _remake_stage(name: str, options: Any, attributes: dict[str, Any], target: Any) -> Any:
-    return Stage(name, **options, attributes=attributes)(target)
+def _remake_stage(name: str, options: Any, target: Any) -> Any:
+    return Stage(name, *options)(target)
 
 
 def _remake_transaction(
@@ -548,13 +540,15 @@ def stage(
     Raises:
         TypeError: at decoration; the message says what to write instead.
     """
-    options: dict[str, Any] = {
-        "key": key, "transaction_id": transaction_id, "carrier": carrier, "queued_at": queued_at,
-        "capture": capture, "tracker": tracker, "attributes": attributes,
-    }  # fmt: skip
-    if _is_target(name):
-        return Stage(None, **options)(name)
-    return Stage(name, **options)
+    if capture:
+        capture = _names(capture)
+    declared = Stage(
+        name if type(name) is str or not _is_target(name) else None,
+        key, transaction_id, carrier, queued_at, capture, tracker, attributes,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if type(name) is str or not _is_target(name):
+        return declared
+    return declared(name)
 
 
 @overload
@@ -612,12 +606,29 @@ def transaction(
     """
     options: dict[str, Any] = {
         "ids": {"user_id": user_id, "client_id": client_id, "conversation_id": conversation_id},
-        "transaction_id": transaction_id, "carrier": carrier, "capture": capture,
+        "transaction_id": transaction_id, "carrier": carrier, "capture": _names(capture),
         "tracker": tracker, "attributes": attributes,
     }  # fmt: skip
     if _is_target(pipeline):
         return TransactionOf(None, **options)(pipeline)
     return TransactionOf(pipeline, **options)  # type: ignore[arg-type]
+
+
+def _names(capture: Iterable[str] | str) -> tuple[str, ...]:
+    return (capture,) if isinstance(capture, str) else tuple(capture)
+
+
+def _stage_named(name: object) -> str:
+    """The stage that is meant; "" where it is none."""
+    try:
+        return _known_stage(name)
+    except TypeError:  # nothing that hashes is a name
+        return ""
+
+
+@lru_cache(maxsize=1024)
+def _known_stage(name: object) -> str:
+    return parse_stage(name) or ""
 
 
 def _is_target(given: object) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN, Span
+from opentelemetry.trace import INVALID_SPAN, Span, SpanContext
 
 from .diagnostics import Diagnostics
 from .directory import QUEUED_AT, TRACEPARENT, TRACESTATE, Directory, wall_ns_of
@@ -60,11 +60,15 @@ class Ending:
 class Frame:
     """What is attached while a frame of the application runs."""
 
-    __slots__ = ("_context", "_frames", "_handle", "_token")
+    __slots__ = ("_context", "_frames", "_handle", "_opened", "_token")
 
-    def __init__(self, frames: Frames | None, handle: Handle | None) -> None:
+    def __init__(
+        self, frames: Frames | None, handle: Handle | None, opened: OpenStage | None = None
+    ) -> None:
         self._frames = frames
         self._handle = handle
+        self._opened = opened
+        """The attempt, where it is one."""
         self._context: context_api.Context | None = None
         self._token: Any = None
 
@@ -89,7 +93,8 @@ class Frame:
 
     def leave(self, error: BaseException | None) -> None:
         """Detaches and ends it, by the exception that it is left with. Never raises."""
-        self.detach()
+        if self._token is not None:
+            self.detach()
         frames = self._frames
         if frames is None:
             return
@@ -266,7 +271,7 @@ class ActiveStage(Frame):
     nothing; then it is false.
     """
 
-    __slots__ = ("_ending", "_metadata", "_opened", "_outer", "_transaction")
+    __slots__ = ("_ending", "_metadata", "_outer", "_owns", "_transaction")
 
     def __init__(
         self,
@@ -275,9 +280,14 @@ class ActiveStage(Frame):
         opened: OpenStage | None,
         outer: Frame | None = None,
     ) -> None:
-        super().__init__(frames, handle)
+        self._frames = frames
+        self._handle = handle
         self._opened = opened
+        self._context = None
+        self._token = None
         self._outer = outer
+        self._owns = False
+        """A stage outside any transaction has one of its own, which ends with it."""
         self._transaction: ActiveTransaction | None = None
         self._metadata: dict[str, Any] | None = None
         self._ending: Ending | None = None
@@ -353,9 +363,19 @@ class ActiveStage(Frame):
             self.fail(error, given if isinstance(given, str) else "")
 
     def _end(self, frames: Frames, error: BaseException | None) -> None:
-        handle, opened = self._handle, self._opened
-        if handle is None or opened is None or not self._is_here(frames, handle):
+        handle, opened, ending = self._handle, self._opened, self._ending
+        if handle is None or opened is None or handle.era is not frames.recorder.era:
             return
+        if error is None and ending is None:
+            frames.recorder.end_frame(handle, opened, Outcome.SUCCESS, self._metadata or EMPTY)
+        else:
+            self._end_otherwise(frames, handle, opened, error)
+        if self._owns:
+            self.transaction._end(frames, error)
+
+    def _end_otherwise(
+        self, frames: Frames, handle: Handle, opened: OpenStage, error: BaseException | None
+    ) -> None:
         ending = self._ending
         if ending is None or (error is not None and not isinstance(error, GeneratorExit)):
             ending = Ending(error)
@@ -370,14 +390,7 @@ class ActiveStage(Frame):
             frames.on_failure()
 
 
-class _OwnStage(ActiveStage):
-    """A stage outside any transaction, with the one that was opened for it."""
-
-    __slots__ = ()
-
-    def _end(self, frames: Frames, error: BaseException | None) -> None:
-        super()._end(frames, error)
-        self.transaction._end(frames, error)
+NO_STAGE: Final = ActiveStage(None, None, None)
 
 
 class _Borrowed(Frame):
@@ -417,8 +430,7 @@ class Frames:
     def begin_stage(
         self,
         stage: str,
-        metadata: Mapping[str, Any],
-        *,
+        attributes: Mapping[str, Any],
         key: object = None,
         transaction_id: object = None,
         carrier: object = None,
@@ -427,27 +439,64 @@ class Frames:
         """An attempt at `stage`, begun and not attached yet. Never raises.
 
         It belongs to the transaction that is given, else to the current one, else to one of its
-        own.
+        own. `attributes` are what the caller gave, not cleaned yet.
         """
+        recorder = self.recorder
+        if recorder.settings.disabled:
+            return NO_STAGE
         try:
-            if not self.recorder.settings.disabled:
-                return self._begin_stage(stage, metadata, key, transaction_id, carrier, queued_at)
+            context = context_api.get_current()
+            here: Frame | None = context.get(_CURRENT)  # type: ignore[assignment]
+            if here is not None and here._frames is not self:
+                here = None
+            queued_ns = 0 if queued_at is None else self._queued_ns(queued_at)
+            handle = None
+            if transaction_id is not None or carrier is not None:
+                handle, queued_ns = self._given(transaction_id, carrier, queued_ns)
+            if handle is None and here is not None:
+                handle = here._handle
+                if handle is not None and handle.era is not recorder.era:
+                    handle = self.directory.here(handle)
+            is_own = False
+            if handle is None:
+                handle = self.directory.by_span(_span_in(context))
+                is_own = handle is None
+                if handle is None:
+                    handle = self.directory.create(NOBODY, NO_PIPELINE, EMPTY)
+            if here is None or here._handle is not handle:
+                within = None
+                is_inside = not is_own and _span_in(context).trace_id == handle.trace_id
+            else:
+                within = here._opened
+                is_inside = here._context is context or (
+                    _span_in(context).trace_id == handle.trace_id
+                )
+            metadata = exported = EMPTY
+            if attributes:
+                metadata, exported = recorder.privacy.both(attributes)
+            opened = recorder.start_frame(
+                handle,
+                stage,
+                "" if key is None else id_text(key),
+                metadata,
+                exported,
+                within,
+                context if is_inside else handle.context,
+                queued_ns,
+            )
+            active = ActiveStage(self, handle, opened, here)
+            if is_own:
+                active._transaction = ActiveTransaction(self, handle, is_owner=True)
+                active._owns = True
+            active._context = _with_current(context, opened.span, active)
+            return active
         except Exception:
             self.diagnostics.error("begin_stage", "a stage could not be tracked")
-        return ActiveStage(None, None, None)
+        return NO_STAGE
 
-    def _begin_stage(
-        self,
-        stage: str,
-        metadata: Mapping[str, Any],
-        key: object,
-        transaction_id: object,
-        carrier: object,
-        queued_at: object,
-    ) -> ActiveStage:
-        context = context_api.get_current()
-        here = self._frame_in(context)
-        queued_ns = 0 if queued_at is None else self._queued_ns(queued_at)
+    def _given(
+        self, transaction_id: object, carrier: object, queued_ns: int
+    ) -> tuple[Handle | None, int]:
         handle: Handle | None = None
         if transaction_id is not None:
             handle = self.directory.by_id(transaction_id)
@@ -456,37 +505,13 @@ class Frames:
             if carried is not None:
                 handle = handle or self.directory.by_carrier(carried)
                 queued_ns = queued_ns or carried.queued_ns
-        if handle is None and here is not None:
-            handle = self.directory.here(here._handle)  # type: ignore[arg-type]
-        caller = trace.get_current_span(context).get_span_context()
-        if handle is None:
-            handle = self.directory.by_span(caller)
-        is_own = handle is None
-        if handle is None:
-            handle = self.directory.create(NOBODY, NO_PIPELINE, EMPTY)
-        within = None
-        if isinstance(here, ActiveStage) and here._handle is handle:
-            within = here._opened
-        opened = self.recorder.start_frame(
-            handle,
-            stage,
-            "" if key is None else id_text(key),
-            metadata,
-            within,
-            context if caller.trace_id == handle.trace_id else None,
-            queued_ns,
-        )
-        active = (_OwnStage if is_own else ActiveStage)(self, handle, opened, here)
-        if is_own:
-            active._transaction = ActiveTransaction(self, handle, is_owner=True)
-        active._context = _with_current(context, opened.span, active)
-        return active
+        return handle, queued_ns
 
     def begin_transaction(
         self,
         pipeline: Pipeline | str,
         who: Who,
-        metadata: Mapping[str, Any],
+        attributes: Mapping[str, Any],
         *,
         transaction_id: object = None,
         carrier: object = None,
@@ -495,6 +520,7 @@ class Frames:
         try:
             if not self.recorder.settings.disabled:
                 known = self._pipeline_named(pipeline)
+                metadata = plain_metadata(attributes) if attributes else EMPTY
                 return self._begin_transaction(known, who, metadata, transaction_id, carrier)
         except Exception:
             self.diagnostics.error("begin_transaction", "a transaction could not be tracked")
@@ -546,7 +572,7 @@ class Frames:
     def current_stage(self) -> ActiveStage:
         """The innermost stage that the caller runs in. Never raises."""
         here = self._frame_in(context_api.get_current())
-        return here if isinstance(here, ActiveStage) else ActiveStage(None, None, None)
+        return here if isinstance(here, ActiveStage) else NO_STAGE
 
     def stage_of(self, handle: Handle, stage: str) -> ActiveStage | None:
         """The open attempt at `stage` that the caller runs in, if it runs in one of `handle`."""
@@ -593,10 +619,18 @@ class Frames:
         return wall_ns or 0
 
 
+def _span_in(context: context_api.Context) -> SpanContext:
+    return trace.get_current_span(context).get_span_context()
+
+
+_SPAN: Final = next(iter(trace.set_span_in_context(INVALID_SPAN, context_api.Context())))
+"""Under what OpenTelemetry keeps the current span in a context."""
+
+
 def _with_current(context: context_api.Context, span: Span, frame: Frame) -> context_api.Context:
-    if span is not INVALID_SPAN:
-        context = trace.set_span_in_context(span, context)
-    return context_api.set_value(_CURRENT, frame, context)
+    if span is INVALID_SPAN:  # OpenTelemetry could not make it: the one around it stays current
+        return context_api.set_value(_CURRENT, frame, context)
+    return context_api.Context({**context, _SPAN: span, _CURRENT: frame})
 
 
 # --- functions that run in a transaction wherever they are called --------------------------------

@@ -41,7 +41,8 @@ class OpenStage(OpenSpan):
     __slots__ = ("number", "worker")
 
     def __init__(self, store: Store, start: Fact, number: int, worker: Worker) -> None:
-        super().__init__(store, start)
+        Note.__init__(self, store, start)
+        self.span = INVALID_SPAN
         self.number = number
         """Which attempt at its stage, from 1, as far as this process knows."""
         self.worker = worker

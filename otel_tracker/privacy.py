@@ -322,6 +322,25 @@ class Privacy:
                 result[attribute_key(key)] = cleaned
         return result
 
+    def both(self, metadata: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, AttributeValue]]:
+        """Metadata as plain data, and what of it may leave: one pass where all of it is simple."""
+        plain: dict[str, Any] = {}
+        exported: dict[str, AttributeValue] = {}
+        if len(metadata) > MAX_EXPORTED_KEYS:
+            plain = plain_metadata(metadata)
+            return plain, self.attributes(plain)
+        for key, value in metadata.items():
+            name = _simple_key(key) if type(key) is str else ""
+            if not name or not _is_plain(value):
+                plain = plain_metadata(metadata)
+                return plain, self.attributes(plain)
+            plain[key] = value
+            if type(value) is not str:
+                exported[name] = value
+            elif self.export_text and key.lower() not in self.sensitive_keys:
+                exported[name] = _scrub_short(value)
+        return plain, exported
+
     def message(self, text: str) -> str:
         """An error message as it may leave."""
         return scrub(text) if self.export_text else ""
@@ -380,6 +399,12 @@ def attribute_key(key: str) -> str:
     if key in _RESERVED_KEYS or key.startswith(_RESERVED_PREFIXES) or not key:
         return f"otel_tracker.metadata.{scrub(key)}"
     return scrub(key)
+
+
+@lru_cache(maxsize=1024)
+def _simple_key(key: str) -> str:
+    """The attribute for a metadata name that is kept as it is; "" for one that is not."""
+    return attribute_key(key) if _is_plain(key) else ""
 
 
 def scrub(text: str) -> str:

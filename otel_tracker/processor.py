@@ -1,13 +1,14 @@
 """The SpanProcessor that feeds the dashboard: spans in, facts out, at the moment they happen.
 
 Its hooks run on the application's threads and an exception in one would reach the application, so
-each is guarded. The tracker's own spans bring their facts along in the `Context` given to
-`start_span` (never attached), which keep what may not leave the process; any other span is read by
-its attributes.
+each is guarded. The tracker's own spans bring their facts along, which keep what may not leave the
+process: the note of the span that is being started lies ready for its thread. Any other span is
+read by its attributes.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 from opentelemetry import context as context_api
@@ -18,8 +19,6 @@ from . import semconv
 from .diagnostics import Diagnostics
 from .model import Fact
 from .store import Store
-
-NOTE_KEY: Final = context_api.create_key("otel_tracker.note")
 
 
 class Note:
@@ -52,6 +51,14 @@ class Note:
         return self.end or self.start
 
 
+class _Starting(threading.local):
+    note: Note | None = None
+
+
+STARTING: Final = _Starting()
+"""The note of the span that this thread is starting. Whoever starts another within puts it back."""
+
+
 class DashboardSpanProcessor(SpanProcessor):
     """Keeps dashboard metrics, stalls and issues in memory while spans also export elsewhere.
 
@@ -69,10 +76,10 @@ class DashboardSpanProcessor(SpanProcessor):
     def on_start(self, span: Span, parent_context: context_api.Context | None = None) -> None:
         """Takes the fact that a span began."""
         try:
-            note = None if parent_context is None else parent_context.get(NOTE_KEY)
-            if note is None:
+            note = STARTING.note
+            if note is None or note.start.span_id != span.get_span_context().span_id:
                 self._take_foreign(span)
-            elif isinstance(note, Note) and note.store is self._store and not note.start_seen:
+            elif note.store is self._store and not note.start_seen:
                 note.start_seen = True
                 note.put()
                 self._open[note.start.span_id] = note

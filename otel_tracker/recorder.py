@@ -16,7 +16,7 @@ from .diagnostics import Diagnostics
 from .handles import Handle, OpenAudio, OpenSpan, OpenStage
 from .history import replaces
 from .ids import new_span_id, new_trace_id, root_span_id
-from .model import AUDIO, EMPTY, MARK_NS, Fact, Kind, Outcome, Pipeline, Who
+from .model import AUDIO, EMPTY, MARK_NS, NO_AUDIO, Fact, Kind, Outcome, Pipeline, Who
 from .privacy import MAX_EXPORTED_TEXT, merged_metadata
 from .settings import Settings
 from .spans import SpanWriter
@@ -87,7 +87,7 @@ class Recorder:
     def configure(self, settings: Settings) -> None:
         """Takes new options; what is open goes on."""
         self.settings = settings
-        self._privacy = self._spans.privacy = settings.privacy
+        self.privacy = self._spans.privacy = settings.privacy
         self._patience = settings.patience
 
     # --- handles --------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Recorder:
         caller = trace.get_current_span()
         attributes = {**handle.attributes, semconv.KIND: Kind.TRANSACTION.value}
         if metadata:
-            attributes.update(self._privacy.attributes(metadata))
+            attributes.update(self.privacy.attributes(metadata))
         links = self._link_to(caller, attributes)
         if handle.who.client_id in self.connected:
             attributes[semconv.WEBSOCKET] = True
@@ -187,7 +187,7 @@ class Recorder:
         return handle
 
     def _identity(self, handle: Handle) -> dict[str, Any]:
-        who, privacy = handle.who, self._privacy
+        who, privacy = handle.who, self.privacy
         attributes: dict[str, Any] = {semconv.TRANSACTION_ID: handle.text_id}
         if who.user_id:
             key, value = privacy.user(who.user_id)
@@ -222,7 +222,7 @@ class Recorder:
         old = root.start
         merged = merged_metadata(old.metadata, metadata)
         root.start = old.seen(old.at_ns, old.seen_ns, merged)
-        root.span.set_attributes(self._privacy.attributes(metadata))
+        root.span.set_attributes(self.privacy.attributes(metadata))
 
     def _register(self, handle: Handle) -> Handle:
         """Makes `handle` the one of its transaction, unless another thread was faster."""
@@ -299,7 +299,8 @@ class Recorder:
         self, handle: Handle, stage: str, metadata: Mapping[str, Any], *, key: str = ""
     ) -> OpenStage:
         """Opens an attempt that an event began. Earlier ones that events left open are closed."""
-        opened = self._open(handle, stage, key, metadata)
+        exported = self.privacy.attributes(metadata) if metadata else EMPTY
+        opened = self._open(handle, stage, key, metadata, exported)
         while handle.open.setdefault((stage, key), opened) is not opened:
             other = handle.open.pop((stage, key), None)
             if other is not None:  # another thread began the same stage at the same moment
@@ -317,8 +318,9 @@ class Recorder:
         stage: str,
         key: str,
         metadata: Mapping[str, Any],
+        exported: Mapping[str, Any],
         within: OpenStage | None,
-        context: context_api.Context | None,
+        context: context_api.Context,
         queued_ns: int = 0,
     ) -> OpenStage:
         """Opens an attempt that ends with its frame.
@@ -328,15 +330,17 @@ class Recorder:
             stage: its name.
             key: of the branch of a fan-out.
             metadata: plain data.
+            exported: what of it may leave.
             within: the attempt around it.
-            context: holds the span around it; None for the transaction's root.
+            context: holds the span around it.
             queued_ns: wall clock at which it was put into a queue; 0 if it was not.
         """
         if queued_ns:
             self._tell_wait(handle, stage, key, queued_ns)
-        opened = self._open(handle, stage, key, metadata, within=within, context=context)
+        opened = self._open(handle, stage, key, metadata, exported, within, context)
         handle.frames[opened.start.span_id] = opened
-        self._register(handle)  # the sweeper may have dropped it, having nothing open
+        if handle.text_id not in self._handles:
+            self._register(handle)  # the sweeper has dropped it, having nothing open
         return opened
 
     def _open(
@@ -345,12 +349,14 @@ class Recorder:
         stage: str,
         key: str,
         metadata: Mapping[str, Any],
-        *,
+        exported: Mapping[str, Any],
         within: OpenStage | None = None,
         context: context_api.Context | None = None,
     ) -> OpenStage:
         now_ns = self._touch(handle)
-        number = self._begin(handle, stage, key, now_ns)
+        if handle.open or handle.queued:
+            self._make_way(handle, stage, key, now_ns)
+        number = self._number(handle, stage, key)
         worker = Worker.current()
         wall_ns = now_ns + handle.offset_ns
         parent_id = root_span_id(handle.trace_id) if within is None else within.start.span_id
@@ -367,17 +373,27 @@ class Recorder:
                 handle.who,
                 stage,
                 key,
-                opened=True,
-                parent_id=parent_id,
-                metadata=metadata,
-                where=worker.name,
+                "",
+                "",
+                "",
+                True,
+                False,
+                False,
+                parent_id,
+                NO_AUDIO,
+                metadata,
+                EMPTY,
+                worker.name,
             ),
             number,
             worker,
         )
         attributes = self._stage_attributes(handle, stage, key, number)
-        if metadata:
-            attributes.update(self._privacy.attributes(metadata))
+        # Nearly all succeed, and an attribute at the start costs a third of one later. Nobody reads
+        # the outcome of an open span.
+        attributes[semconv.STAGE_OUTCOME] = Outcome.SUCCESS
+        if exported:
+            attributes.update(exported)
         self._spans.start(handle, opened, stage, attributes, context=context)
         return opened
 
@@ -387,19 +403,20 @@ class Recorder:
         opened: OpenStage,
         outcome: str,
         metadata: Mapping[str, Any],
-        error: str,
-        error_type: str,
+        error: str = "",
+        error_type: str = "",
     ) -> None:
         """Ends an attempt with its frame, unless a shutdown has ended it before."""
         if handle.frames.pop(opened.start.span_id, None) is None:
             return
         self.end_stage(handle, opened, outcome, metadata, error=error, error_type=error_type)
-        if not handle.is_guest or handle.is_working:
-            return
+        if handle.is_guest and not handle.is_working:
+            self._leave_to_others(handle, opened.start.stage, outcome)
+
+    def _leave_to_others(self, handle: Handle, stage: str, outcome: str) -> None:
+        """What comes next may be another process's to do: its silence is no stall here."""
         stages = handle.pipeline.stages
-        done = outcome == Outcome.SUCCESS and bool(stages) and opened.start.stage == stages[-1]
-        if not done:
-            # What comes next may be another process's to do: its silence is no stall here.
+        if not (outcome == Outcome.SUCCESS and stages and stage == stages[-1]):
             self._tell_elsewhere(handle, handle.seen_ns)
 
     def end_stage(
@@ -430,21 +447,22 @@ class Recorder:
             now_ns + handle.offset_ns,
             now_ns,
             outcome,
-            error=error,
-            error_type=error_type,
-            closed=reported,
-            reported_failure=reported and outcome == Outcome.FAILURE,
-            end_metadata=metadata,
+            error,
+            error_type,
+            reported,
+            reported and outcome == Outcome.FAILURE,
+            metadata,
         )
-        attributes: dict[str, Any] = {semconv.STAGE_OUTCOME: outcome}
-        if metadata:
-            attributes.update(self._privacy.attributes(metadata))
+        attributes: dict[str, Any] = dict(self.privacy.attributes(metadata)) if metadata else {}
+        if outcome != Outcome.SUCCESS:
+            attributes[semconv.STAGE_OUTCOME] = outcome
         if outcome == Outcome.SKIPPED:
             opened.span.update_name(semconv.name_of_skip(start.stage))
             self._tell_skip(attributes)
         elif not reported and outcome == Outcome.SUCCESS:
             attributes[semconv.STAGE_INFERRED] = True
-        self._note_bad(handle, end)
+        if handle.bad or outcome in Outcome.BAD:
+            self._note_bad(handle, end)
         self._spans.end(opened, end, attributes)
 
     def mark_stage(
@@ -460,7 +478,8 @@ class Recorder:
     ) -> None:
         """An attempt of no length: an end without a start, or (`is_start`) a start that failed."""
         now_ns = self._touch(handle)
-        number = self._begin(handle, stage, "", now_ns)
+        self._make_way(handle, stage, "", now_ns)
+        number = self._number(handle, stage, "")
         fact = self._fact(
             handle,
             Kind.STAGE,
@@ -480,7 +499,7 @@ class Recorder:
         attributes = self._stage_attributes(handle, stage, "", number)
         attributes[semconv.STAGE_OUTCOME] = outcome
         attributes[semconv.STAGE_MARK] = "start" if is_start else "end"
-        attributes.update(self._privacy.attributes(metadata))
+        attributes.update(self.privacy.attributes(metadata))
         name = stage
         if outcome == Outcome.SKIPPED:
             name = semconv.name_of_skip(stage)
@@ -517,19 +536,17 @@ class Recorder:
         opened.start = old.seen(now_ns + handle.offset_ns, now_ns, merged)
         opened.put()
         if metadata:
-            opened.span.set_attributes(self._privacy.attributes(metadata))
+            opened.span.set_attributes(self.privacy.attributes(metadata))
 
     def _stage_attributes(
         self, handle: Handle, stage: str, key: str, number: int
     ) -> dict[str, Any]:
         attributes = {
-            **handle.attributes,
-            semconv.KIND: "stage",
-            semconv.STAGE: stage,
+            **handle.attributes, semconv.KIND: "stage", semconv.STAGE: stage,
             semconv.STAGE_ATTEMPT: number,
-        }
+        }  # fmt: skip
         if key:
-            attributes[semconv.STAGE_KEY] = self._privacy.identifier(key)
+            attributes[semconv.STAGE_KEY] = self.privacy.identifier(key)
         return attributes
 
     def _note_bad(self, handle: Handle, fact: Fact) -> None:
@@ -559,14 +576,22 @@ class Recorder:
             if bad.outcome == Outcome.ABANDONED and bad.stage in earlier:
                 handle.bad.pop(span_id, None)
 
-    def _begin(self, handle: Handle, stage: str, key: str, now_ns: int) -> int:
-        """What a new attempt says about others; the number of this one."""
+    def _make_way(self, handle: Handle, stage: str, key: str, now_ns: int) -> None:
+        """What a new attempt says about others."""
         if handle.open:
             self._close_before(handle, stage, key, now_ns)
         if handle.queued:
             self._take_from_queue(handle, stage, now_ns)
-        number = handle.attempts.get((stage, key), 0) + 1
-        _put_bounded(handle.attempts, (stage, key), number)
+
+    @staticmethod
+    def _number(handle: Handle, stage: str, key: str) -> int:
+        """The number of a new attempt."""
+        attempts = handle.attempts
+        number = attempts.get((stage, key), 0) + 1
+        if number == 1:
+            _put_bounded(attempts, (stage, key), 1)
+        else:
+            attempts[stage, key] = number
         return number
 
     def _close_before(self, handle: Handle, stage: str, key: str, now_ns: int) -> None:
@@ -698,7 +723,7 @@ class Recorder:
         attributes = {
             **handle.attributes,
             semconv.KIND: Kind.DETAIL.value,
-            **self._privacy.attributes(metadata),
+            **self.privacy.attributes(metadata),
         }
         self._spans.at_once(handle, fact, name, attributes, context=context)
 
@@ -748,7 +773,7 @@ class Recorder:
             semconv.AUDIO_CHUNKS: end.audio.chunks,
             semconv.AUDIO_BYTES: end.audio.bytes,
             semconv.AUDIO_LAST_SIZE: end.audio.last_size,
-            **self._privacy.attributes(end.metadata),
+            **self.privacy.attributes(end.metadata),
         }
         self._spans.end(opened, end, attributes)
 
@@ -790,7 +815,7 @@ class Recorder:
         self._tell_end(
             handle,
             now_ns,
-            {**self._privacy.attributes(metadata), semconv.END_SUCCESS: success},
+            {**self.privacy.attributes(metadata), semconv.END_SUCCESS: success},
             outcome=outcome,
             error=error,
             error_type=error_type,

@@ -1,8 +1,8 @@
 """Starts and ends the tracker's own spans, each with the fact that it stands for.
 
-A fact rides to the processor in the `Context` given to `start_span` (never attached). Where no
-processor takes it (the SDK is disabled, the provider is not ours to add one to), it is folded here,
-so that the dashboard is exact either way.
+A fact lies ready for the processor while its span is started. Where no processor takes it (the SDK
+is disabled, the provider is not ours to add one to), it is folded here, so that the dashboard is
+exact either way.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from .diagnostics import Diagnostics
 from .handles import Handle, OpenSpan
 from .model import Fact, Outcome
 from .privacy import Privacy
-from .processor import NOTE_KEY
+from .processor import STARTING
 from .store import Store
-from .telemetry import ChosenIds
 
 _collecting: dict[int, bool] = {}
 """Threads on which the garbage collector runs."""
@@ -72,20 +71,15 @@ class SpanWriter:
         fact = opened.start
         if fact.where:
             attributes[semconv.WHERE] = fact.where
-        before = ChosenIds.choose((fact.trace_id, fact.span_id))
+        before, STARTING.note = STARTING.note, opened
         try:
             opened.span = handle.tracer.start_span(
-                name,
-                context_api.set_value(NOTE_KEY, opened, context or handle.context),
-                kind,
-                attributes,
-                links,
-                fact.start_ns,
+                name, context or handle.context, kind, attributes, links, fact.start_ns
             )
         except Exception:
             self._diagnostics.error("start_span", "OpenTelemetry could not start a span")
         finally:
-            ChosenIds.choose(before)
+            STARTING.note = before
         if not opened.start_seen:
             opened.put()
 

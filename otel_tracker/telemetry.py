@@ -29,8 +29,7 @@ from opentelemetry.util.types import Attributes
 from . import ids, semconv
 from .diagnostics import Diagnostics, logger
 from .exporting import CountingExporter, Flusher, configured_exporters
-from .model import Kind
-from .processor import DashboardSpanProcessor
+from .processor import STARTING, DashboardSpanProcessor
 
 SHUTDOWN_S: Final = 5.0
 """Bound on shutdown and on the interpreter's exit: the SDK's own takes up to 30 s."""
@@ -52,31 +51,18 @@ def package_version() -> str:
 class ChosenIds(IdGenerator):
     """Hands out the ids that the recorder chose for the span it is starting on this thread."""
 
-    _chosen = threading.local()
-
     def __init__(self, otherwise: IdGenerator) -> None:
         self._otherwise = otherwise
 
-    @classmethod
-    def choose(cls, chosen: tuple[int, int]) -> tuple[int, int]:
-        """Trace id and span id for the next span on this thread; what was chosen before.
-
-        A sampler of the application's may start a span of its own in between: put back what this
-        returns.
-        """
-        before: tuple[int, int] = getattr(cls._chosen, "ids", (0, 0))
-        cls._chosen.ids = chosen
-        return before
-
     def generate_trace_id(self) -> int:
         """The chosen trace id, or a fresh one of ours."""
-        chosen: tuple[int, int] = getattr(self._chosen, "ids", (0, 0))
-        return chosen[0] or ids.new_trace_id()
+        note = STARTING.note
+        return ids.new_trace_id() if note is None else note.start.trace_id
 
     def generate_span_id(self) -> int:
         """The chosen span id, or a fresh one."""
-        chosen: tuple[int, int] = getattr(self._chosen, "ids", (0, 0))
-        return chosen[1] or self._otherwise.generate_span_id()
+        note = STARTING.note
+        return self._otherwise.generate_span_id() if note is None else note.start.span_id
 
     def is_trace_id_random(self) -> bool:
         """Our ids' low 56 bits are random, as the W3C flag asks."""
@@ -111,7 +97,7 @@ class RecordAll(Sampler):
         except Exception:
             self._diagnostics.error("sampler", "the sampler raised; such spans are not exported")
             return SamplingResult(Decision.RECORD_ONLY, attributes)
-        is_root = attributes is not None and attributes.get(semconv.KIND) == _ROOT
+        is_root = kind is SpanKind.SERVER and attributes is not None
         if result.decision is not Decision.DROP and not is_root:
             return result
         state = result.trace_state
@@ -127,7 +113,6 @@ class RecordAll(Sampler):
 
 
 _STATE_KEY: Final = "otel_tracker"
-_ROOT: Final = Kind.TRANSACTION.value
 _STATE_VALUE: Final = re.compile(r"[\x21-\x2b\x2d-\x3c\x3e-\x7e]{1,64}")  # W3C's, no blanks
 
 

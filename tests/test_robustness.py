@@ -348,14 +348,14 @@ def test_a_stage_survives_that_its_handle_was_dropped_at_the_same_moment(
         recorder = t.tracker._recorder
         handle = recorder.handle(tid)
         assert handle is not None
-        begin = Recorder._begin
+        touch = Recorder._touch
 
-        def drop_meanwhile(self: Recorder, handle: Any, *args: Any) -> int:
+        def drop_meanwhile(self: Recorder, handle: Any) -> int:
             self.end_root(handle)
             self.drop(handle)
-            return begin(self, handle, *args)
+            return touch(self, handle)
 
-        monkeypatch.setattr(Recorder, "_begin", drop_meanwhile)
+        monkeypatch.setattr(Recorder, "_touch", drop_meanwhile)
         t.tracker.track_event(tid, MEMORY_STARTED)
         monkeypatch.undo()
         t.tracker.track_event(tid, MEMORY_COMPLETED)

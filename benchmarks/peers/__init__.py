@@ -1,0 +1,1 @@
+"""Peers against bare OpenTelemetry, each in an environment of its own. `make bench-peers`."""
