@@ -14,6 +14,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from multiprocessing import parent_process, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -685,6 +686,28 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class _Child:
+    """A child process of `multiprocessing`, which leaves by ``os._exit``: no exit handler runs."""
+
+    FLUSH_MS: Final = 2_000
+
+    def begins(self) -> None:
+        """Called in each child, when its own code is about to run."""
+        util.Finalize(None, self.ends, exitpriority=0)
+
+    def ends(self) -> None:
+        """Sends what waits, also by the application's provider, which nobody ends there."""
+        for tracker in list(_trackers):
+            tracker.force_flush(self.FLUSH_MS)
+        _shutdown_all()
+
+
+_child: Final = _Child()
+util.register_after_fork(_child, _Child.begins)
+if parent_process() is not None:
+    _child.begins()  # first imported by what the child runs
 
 
 def _error_type(metadata: Mapping[str, Any]) -> str:
