@@ -1,5 +1,6 @@
 # Everything a developer runs. Needs GNU Make and Python 3.11 or newer, and makes its own
-# environments: .venv with the newest OpenTelemetry, .venv-lowest with the lowest supported.
+# environments: .venv with the newest OpenTelemetry, .venv-lowest with the lowest supported, and
+# one for each peer that is benchmarked.
 # `make help` lists the targets; another interpreter is chosen by `make PYTHON=python3.13 test`.
 
 SHELL := /bin/bash
@@ -9,6 +10,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
+PEERS := opentelemetry logfire traceloop ddtrace
 BIN := .venv/bin
 SDK := -c 'from importlib.metadata import version; print("opentelemetry-sdk", version("opentelemetry-sdk"))'
 PIP := -m pip --quiet --disable-pip-version-check --no-input
@@ -45,12 +47,17 @@ format: .venv/.project ## Format the code and mend what the linter can mend
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv/.project ## Run the benchmarks
+bench: .venv/.project ## Run the benchmarks, then the peers'
 	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(MAKE) --no-print-directory bench-peers ARGS=
+
+.PHONY: bench-peers
+bench-peers: $(PEERS:%=.venv-peer-%/.requirements) ## Compare the peers, each in its own environment
+	@$(PYTHON) -m benchmarks.peers $(ARGS)
 
 .PHONY: clean
 clean: ## Remove the environments, caches and builds
-	rm -rf .venv .venv-lowest .venv-uv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-lowest .venv-uv .venv-peer-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- Pinned requirements -------------------------------------------------------------------------
@@ -65,7 +72,10 @@ requirements: .venv-uv/.requirements ## Compile requirements/*.txt (UPGRADE=1 ta
 	@$(COMPILE) $(PROJECT) --output-file requirements/dev.txt
 	@$(COMPILE) $(PROJECT) requirements/lowest-sdk.in --output-file requirements/lowest-sdk.txt
 	@$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
-	@echo "Compiled requirements/*.txt"
+	@for peer in $(PEERS); do \
+		$(COMPILE) requirements/peers/$$peer.in --output-file requirements/peers/$$peer.txt; \
+	done
+	@echo "Compiled requirements/*.txt and requirements/peers/*.txt"
 
 # --- Environments --------------------------------------------------------------------------------
 # An environment is made anew when its requirements change; the project is installed into it again
@@ -74,6 +84,7 @@ requirements: .venv-uv/.requirements ## Compile requirements/*.txt (UPGRADE=1 ta
 .venv/.requirements: requirements/dev.txt
 .venv-lowest/.requirements: requirements/lowest-sdk.txt
 .venv-uv/.requirements: requirements/uv.txt
+$(PEERS:%=.venv-peer-%/.requirements): .venv-peer-%/.requirements: requirements/peers/%.txt
 
 %/.requirements:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from otel_tracker import DebugSystemTracker
 
+from . import stages
 from .rivals import locked_counter, provider, same_spans, six_events
 from .timing import Ratio, compare
 
@@ -19,6 +20,7 @@ def main() -> None:
         f"Python {platform.python_version()}, opentelemetry-sdk {version('opentelemetry-sdk')}; "
         "medians of interleaved rounds, 10th to 90th percentile in brackets\n"
     )
+    _stages()
     _transaction()
     _chunks()
     _dashboard()
@@ -30,6 +32,12 @@ def _show(what: str, measured: Ratio, aim: str) -> None:
         f"{what}\n    {measured.ratio:.2f}x [{measured.low:.2f} to {measured.high:.2f}]"
         f"  ({measured.a_us:.1f} µs against {measured.b_us:.1f} µs; aim: {aim})"
     )
+
+
+def _stages() -> None:
+    for what, measured in stages.measure().items():
+        aim = "at most 0.1x" if "disabled" in what else "at most 1.2x"
+        _show(f"{what}, against start_as_current_span with the same attributes", measured, aim)
 
 
 def _transaction() -> None:

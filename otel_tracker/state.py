@@ -222,9 +222,10 @@ class State:
         old = tx.facts.get(fact.span_id)
         if old is None:
             if len(tx.facts) >= self.limits.facts_of_one:
-                tx.dropped_facts += 1
-                self.dropped[Dropped.FACTS_OF_ONE] += 1
-                if not self._make_room(tx, fact):
+                let_go = self._make_room(tx, fact)
+                tx.dropped_facts += let_go or 1
+                self.dropped[Dropped.FACTS_OF_ONE] += let_go or 1
+                if not let_go:
                     return
             merged = fact
         else:
@@ -562,10 +563,11 @@ class State:
         if len(self._let_go_ids) > self.limits.let_go_ids:
             self._let_go_ids.popitem(last=False)
 
-    def _make_room(self, tx: Tracked, new: Fact) -> bool:
-        """Lets go one fact for `new`: one that decides nothing, or else the oldest that ended well.
+    def _make_room(self, tx: Tracked, new: Fact) -> int:
+        """Lets go of facts for `new`: some that decide nothing, or else the oldest that ended well.
 
-        False where `new` itself decides nothing, so that it is the one to refuse.
+        Several at once, since finding them takes a look at all. Returns how many: 0 where `new`
+        itself decides nothing, so that it is the one to refuse.
         """
         newest: dict[tuple[Kind, str, str], Fact] = {}
         for fact in (*tx.facts.values(), new):
@@ -573,18 +575,24 @@ class State:
             known = newest.get(place)
             if known is None or (fact.start_ns, fact.span_id) > (known.start_ns, known.span_id):
                 newest[place] = fact
-        for fact in tx.facts.values():
-            replaced = newest[fact.kind, fact.stage, fact.key] is not fact
-            if fact.kind in _DECIDE_NOTHING or (replaced and fact.ended):
-                self._forget(tx, fact)
-                return True
+        idle = [
+            fact
+            for fact in tx.facts.values()
+            if fact.kind in _DECIDE_NOTHING
+            or (fact.ended and newest[fact.kind, fact.stage, fact.key] is not fact)
+        ]
+        del idle[max(1, self.limits.facts_of_one // 8) :]
+        for fact in idle:
+            self._forget(tx, fact)
+        if idle:
+            return len(idle)
         if new.kind in _DECIDE_NOTHING:
-            return False
+            return 0
         good = (Outcome.SUCCESS, Outcome.SKIPPED)
         kept = [f for f in tx.facts.values() if f.kind is not Kind.TRANSACTION]
         ended_well = [f for f in kept if f.ended and f.outcome in good]
         self._forget(tx, min(ended_well or kept, key=lambda f: (f.start_ns, f.span_id)))
-        return True
+        return 1
 
     def _forget(self, tx: Tracked, fact: Fact) -> None:
         del tx.facts[fact.span_id]
