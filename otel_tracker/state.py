@@ -301,8 +301,14 @@ class State:
         self._let_go_beyond_limits()
 
     def pipeline_of(self, tx: Tracked) -> Pipeline:
-        """The pipeline that this transaction runs, as far as it was declared here."""
-        return self.pipelines.get(tx.who.pipeline or AUDIO_PIPELINE.name, NO_PIPELINE)
+        """The pipeline that this transaction runs, as far as it was declared here.
+
+        Where no span names one, stages of the audio pipeline alone are of that.
+        """
+        if tx.who.pipeline:
+            return self.pipelines.get(tx.who.pipeline, NO_PIPELINE)
+        of_audio = all(a.stage in AUDIO_PIPELINE.stages for a in tx.history.attempts)
+        return AUDIO_PIPELINE if of_audio else NO_PIPELINE
 
     def _judge(self, tx: Tracked, now_ns: int, wall_ns: int) -> None:
         old = tx.verdict
