@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, overload
 
 from .api import get_debug_tracker
 from .debug_tracker import DebugSystemTracker
-from .frames import ActiveStage, ActiveTransaction, Frame, Frames
+from .frames import ActiveStage, ActiveTransaction, Cleaned, Frame, Frames
 from .model import (
     MAX_STAGE_NAME,
     NO_PIPELINE,
@@ -24,7 +24,7 @@ from .model import (
     Who,
     parse_stage,
 )
-from .privacy import id_text
+from .privacy import Privacy, id_text
 from .wrapping import name_of, wrap
 
 F = TypeVar("F")
@@ -258,9 +258,17 @@ class Stage(_Declared):
     ) -> Callable[[tuple[Any, ...], dict[str, Any]], Frame]:
         name = self._name
         if not arguments:
+            attributes, tracker = self._attributes, self._tracker
+            cleaned_by: Privacy | None = None
+            cleaned: Cleaned | None = None
 
             def begin(*_: object) -> Frame:
-                return self._frames.begin_stage(name, self._attributes)
+                nonlocal cleaned_by, cleaned
+                frames = (tracker or get_debug_tracker()).frames
+                if attributes and frames.recorder.privacy is not cleaned_by:
+                    cleaned_by = frames.recorder.privacy
+                    cleaned = cleaned_by.both(attributes)
+                return frames.begin_stage(name, attributes, cleaned=cleaned)
 
             return begin
 

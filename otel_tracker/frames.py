@@ -34,6 +34,9 @@ from .wrapping import wrap_function
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+Cleaned = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""Metadata as it is kept, and as it may leave."""
+
 _CURRENT: Final = context_api.create_key("otel_tracker.current")
 
 
@@ -105,10 +108,6 @@ class Frame:
 
     def _end(self, frames: Frames, error: BaseException | None) -> None:
         raise NotImplementedError
-
-    def _is_here(self, frames: Frames, handle: Handle) -> bool:
-        """Not in a forked child that leaves its parent's frame: that is the parent's to end."""
-        return handle.era is frames.recorder.era
 
     def _do(self, what: str, work: Callable[[Frames, Handle], None]) -> None:
         frames, handle = self._frames, self._handle
@@ -244,8 +243,8 @@ class ActiveTransaction(Frame):
 
     def _end(self, frames: Frames, error: BaseException | None) -> None:
         handle = self._handle
-        if handle is None or not self._is_here(frames, handle):
-            return
+        if handle is None or handle.era is not frames.recorder.era:
+            return  # a forked child leaves its parent's frame: that is the parent's to end
         ending = Ending(error)
         if ending.outcome != Outcome.SUCCESS:
             frames.recorder.end(
@@ -364,7 +363,7 @@ class ActiveStage(Frame):
 
     def _end(self, frames: Frames, error: BaseException | None) -> None:
         handle, opened, ending = self._handle, self._opened, self._ending
-        if handle is None or opened is None or handle.era is not frames.recorder.era:
+        if handle is None or opened is None:
             return
         if error is None and ending is None:
             frames.recorder.end_frame(handle, opened, Outcome.SUCCESS, self._metadata or EMPTY)
@@ -435,11 +434,12 @@ class Frames:
         transaction_id: object = None,
         carrier: object = None,
         queued_at: object = None,
+        cleaned: Cleaned | None = None,
     ) -> ActiveStage:
         """An attempt at `stage`, begun and not attached yet. Never raises.
 
         It belongs to the transaction that is given, else to the current one, else to one of its
-        own. `attributes` are what the caller gave, not cleaned yet.
+        own. `attributes` are what the caller gave; `cleaned` is what became of the same before.
         """
         recorder = self.recorder
         if recorder.settings.disabled:
@@ -471,9 +471,12 @@ class Frames:
                 is_inside = here._context is context or (
                     _span_in(context).trace_id == handle.trace_id
                 )
-            metadata = exported = EMPTY
-            if attributes:
+            if cleaned is not None:
+                metadata, exported = cleaned
+            elif attributes:
                 metadata, exported = recorder.privacy.both(attributes)
+            else:
+                metadata = exported = EMPTY
             opened = recorder.start_frame(
                 handle,
                 stage,

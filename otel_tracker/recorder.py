@@ -406,8 +406,11 @@ class Recorder:
         error: str = "",
         error_type: str = "",
     ) -> None:
-        """Ends an attempt with its frame, unless a shutdown has ended it before."""
-        if handle.frames.pop(opened.start.span_id, None) is None:
+        """Ends an attempt with its frame, unless a shutdown has ended it before.
+
+        Nor in a forked child, which leaves its parent's frame: that is the parent's to end.
+        """
+        if handle.era is not self.era or handle.frames.pop(opened.start.span_id, None) is None:
             return
         self.end_stage(handle, opened, outcome, metadata, error=error, error_type=error_type)
         if handle.is_guest and not handle.is_working:
