@@ -53,8 +53,8 @@ _OPTIONS: Final = {
     "transaction": (*_IDS, "transaction_id", "carrier", "capture", "tracker"),
 }
 _ELSEWHERE: Final = {
-    "stage": {**dict.fromkeys(_IDS, "it belongs to transaction()"), "pipeline": "it belongs to "
-              "transaction(), in front"},
+    "stage": {**{name: f"write transaction({name}=…)" for name in _IDS},
+              "pipeline": "write transaction(pipeline)"},
     "transaction": {"key": "it belongs to stage()", "queued_at": "it belongs to stage()",
                     "pipeline": "write it in front: transaction(voice, user_id=…)"},
 }  # fmt: skip
@@ -137,7 +137,6 @@ class _Declared:
         return {**self._attributes, **values}
 
     # --- as a decorator -------------------------------------------------------------------------
-
     def _decorate(self, target: F, remake: Any) -> F:
         problem = self._complaint or _no_function(target, self._kind)
         if problem:
@@ -622,8 +621,11 @@ def transaction(
     return TransactionOf(pipeline, **options)  # type: ignore[arg-type]
 
 
-def _names(capture: Iterable[str] | str) -> tuple[str, ...]:
-    return (capture,) if isinstance(capture, str) else tuple(capture)
+def _names(capture: Any) -> tuple[str, ...]:
+    """Parameters' names; what is none stays in, for the check where a function is decorated."""
+    if isinstance(capture, str):
+        return (capture,)
+    return tuple(capture) if isinstance(capture, Iterable) else (capture,)
 
 
 def _stage_named(name: object) -> str:
