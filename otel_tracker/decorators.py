@@ -68,7 +68,7 @@ def _near_miss(kind: str, names: tuple[str, ...]) -> str:
     for name in names:
         meant = _MEANT.get(name.lower(), name)
         if meant == name:
-            near = difflib.get_close_matches(name, [*options, *elsewhere], n=1, cutoff=0.85)
+            near = difflib.get_close_matches(name, [*options, *elsewhere], n=1, cutoff=0.88)
             meant = near[0] if near else name
         if meant in elsewhere:
             return f"{kind}() has no option {name}=: {elsewhere[meant]}"
@@ -123,6 +123,16 @@ class _Declared:
         self._attributes = attributes
         self._complaint = _near_miss(self._kind, tuple(attributes)) if attributes else ""
         self._entered: list[Frame] = []
+        if tracker is not None:
+            self._check_tracker(tracker)
+
+    def _check_tracker(self, tracker: object) -> None:
+        if not isinstance(tracker, DebugSystemTracker):
+            self._tracker = None
+            self._complaint = (
+                f"{self._kind}(tracker=…) got {_shown(tracker)}; give a DebugSystemTracker, or "
+                "leave it out for the shared one"
+            )
 
     @property
     def _frames(self) -> Frames:
@@ -178,16 +188,26 @@ class _Declared:
     # --- as a context manager -------------------------------------------------------------------
 
     def _complain(self, frames: Frames) -> None:
-        frames.diagnostics.warn(f"{self._kind}_options", "%s", self._complaint)
+        complaint = self._complaint or (
+            f"{self._kind}(capture=…) is for a decorated function; here write {self._kind}(…, "
+            "name=value)"
+        )
+        frames.diagnostics.warn(f"{self._kind}_options", "%s", complaint)
 
     def _exit(self, error: BaseException | None) -> None:
         """Leaves what was entered: of several (it may be used by many tasks), the current one."""
         entered = self._entered
-        frame = entered[-1]
-        if not frame.is_current():
-            frame = next((f for f in list(entered) if f.is_current()), frame)
-        entered.remove(frame)
-        frame.leave(error)
+        here = self._frames.current()
+        frame = None if here is None else here.is_within(self)
+        try:
+            if frame is None:
+                frame = entered.pop()
+            else:
+                entered.remove(frame)
+        except (IndexError, ValueError):
+            pass  # another thread was faster
+        if frame is not None:
+            frame.leave(error)
 
 
 class Stage(_Declared):
@@ -218,6 +238,8 @@ class Stage(_Declared):
         self._transaction_id = transaction_id
         self._carrier = carrier
         self._queued_at = queued_at
+        if tracker is not None:
+            self._check_tracker(tracker)
         self._name = "" if name is None else _stage_named(name)
         if name is not None and not self._name:
             self._complaint = (
@@ -291,7 +313,7 @@ class Stage(_Declared):
 
     def __enter__(self) -> ActiveStage:
         frames = (self._tracker or get_debug_tracker()).frames
-        if self._complaint:
+        if self._complaint or self._capture:
             self._complain(frames)
         frame = frames.begin_stage(
             self._name or "stage",
@@ -301,6 +323,7 @@ class Stage(_Declared):
             self._carrier,
             self._queued_at,
         )
+        frame.declared = self
         frame.attach()
         self._entered.append(frame)
         return frame
@@ -422,9 +445,10 @@ class TransactionOf(_Declared):
         )
 
     def __enter__(self) -> ActiveTransaction:
-        if self._complaint:
+        if self._complaint or self._capture:
             self._complain(self._frames)
         frame = self._begin(self._ids, self._attributes, self._transaction_id, self._carrier)
+        frame.declared = self
         frame.attach()
         self._entered.append(frame)
         return frame

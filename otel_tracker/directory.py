@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from opentelemetry.trace import SpanContext, TraceFlags
+from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
 from .diagnostics import Diagnostics
 from .handles import Handle
 from .ids import format_id, is_ours, parse_id, root_span_id
-from .model import LATEST_NS, NO_PIPELINE, NOBODY, NS_PER_S, Fact, Pipeline, Who
+from .model import EMPTY, LATEST_NS, NO_PIPELINE, NOBODY, NS_PER_S, Fact, Pipeline, Who, parse_stage
 from .privacy import text_of
 from .recorder import Recorder
 from .state import State
@@ -21,8 +21,8 @@ from .telemetry import marked, pipeline_in
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
-QUEUED_AT: Final = "otel-tracker-queued-at"
-"""A carrier's key for the moment of enqueuing: seconds since the epoch."""
+QUEUED: Final = "otel-tracker-queued"
+"""A carrier's key for what was queued, and when: ``memory=1767225600.000000``, epoch seconds."""
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _FOREIGN: Final = "%s is of another system; pass what %s of the transaction gave"
@@ -33,8 +33,10 @@ class Carried(NamedTuple):
 
     context: SpanContext
     pipeline: str
+    stage: str
+    """The stage that was put into a queue; "" where none was."""
     queued_ns: int
-    """Wall clock at which it was put into a queue; 0 where it was not."""
+    """When that was, by the wall clock."""
 
 
 class Directory:
@@ -62,10 +64,17 @@ class Directory:
         self._pipeline = pipeline
         self._on_use = on_use
 
-    def create(self, who: Who, pipeline: Pipeline, metadata: Mapping[str, Any]) -> Handle:
+    def create(
+        self,
+        who: Who,
+        pipeline: Pipeline,
+        metadata: Mapping[str, Any] = EMPTY,
+        *,
+        in_block: bool = False,
+    ) -> Handle:
         """The handle of a new transaction."""
         self._on_use()
-        return self._recorder.create(who, pipeline, metadata)
+        return self._recorder.create(who, pipeline, metadata, in_block=in_block)
 
     def by_id(self, transaction_id: object, default: Pipeline | None = None) -> Handle | None:
         """The handle of the transaction with this id; None, and a warning, if it is none of ours.
@@ -122,7 +131,10 @@ class Directory:
                 text_of(carrier, 80) or "None",
             )  # fmt: skip
             return None
-        values = {str(key).lower(): value for key, value in carrier.items()}
+        try:
+            values = {str(key).lower(): value for key, value in carrier.items()}
+        except Exception:  # a message's headers may not decode
+            values = {}
         match = _TRACEPARENT.fullmatch(str(values.get(TRACEPARENT, "")).strip().lower())
         trace_id = 0 if match is None else int(match[1], 16)
         if match is None or not is_ours(trace_id) or not int(match[2], 16):
@@ -131,24 +143,30 @@ class Directory:
                 "traceparent", "tx.carrier()",
             )  # fmt: skip
             return None
-        pipeline = ""
-        for entry in text_of(values.get(TRACESTATE)).split(","):
-            name, _, value = entry.strip().partition("=")
-            if name == "otel_tracker" and value != "1":
-                pipeline = value
+        try:
+            state = TraceState.from_header([text_of(values.get(TRACESTATE), 512)])
+        except Exception:  # it is the sender's to write, and anybody may be that
+            state = TraceState()
         context = SpanContext(
             trace_id,
             int(match[2], 16),
             is_remote=True,
             trace_flags=TraceFlags(int(match[3], 16)),
-            trace_state=marked(None, pipeline),
+            trace_state=state,
         )
-        return Carried(context, pipeline, wall_ns_of(values.get(QUEUED_AT)) or 0)
+        pipeline = pipeline_in(context) or ""
+        if not state.get("otel_tracker"):
+            context = SpanContext(*context[:4], trace_state=marked("", state))
+        stage, _, moment = text_of(values.get(QUEUED), 256).rpartition("=")
+        return Carried(context, pipeline, parse_stage(stage) or "", wall_ns_of(moment) or 0)
 
     def by_carrier(self, carried: Carried, who: Who = NOBODY) -> Handle:
         """The handle of the transaction that a carrier is of."""
         who = who._replace(pipeline=carried.pipeline)
-        return self.by_trace_id(carried.context.trace_id, None, who, carried.context)
+        handle = self.by_trace_id(carried.context.trace_id, None, who, carried.context)
+        if carried.stage and handle.is_guest:
+            handle.carried[carried.stage] = carried.queued_ns
+        return handle
 
     def trace_id_of(self, transaction_id: object) -> int | None:
         """The trace id of what should be a transaction's id; None, and a warning, if it is not."""
@@ -202,6 +220,6 @@ def wall_ns_of(moment: object) -> int | None:
             moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         seconds = float(moment)  # type: ignore[arg-type]
         wall_ns = round(seconds * NS_PER_S)
-    except (TypeError, ValueError, OverflowError, OSError):
+    except Exception:  # whatever the caller's object does
         return None
     return wall_ns if 0 < wall_ns <= LATEST_NS else None

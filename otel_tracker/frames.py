@@ -7,6 +7,7 @@ guarded, so that nothing of it can raise into that frame.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Span, SpanContext
 
 from .diagnostics import Diagnostics
-from .directory import QUEUED_AT, TRACEPARENT, TRACESTATE, Directory, wall_ns_of
+from .directory import QUEUED, TRACEPARENT, TRACESTATE, Directory, wall_ns_of
 from .handles import Handle, OpenStage
 from .ids import format_id, new_trace_id, root_span_id
 from .model import EMPTY, NO_PIPELINE, NOBODY, NS_PER_S, Outcome, Pipeline, Who, parse_stage
@@ -30,6 +31,8 @@ from .privacy import (
     text_of,
 )
 from .recorder import SKIPPED, Recorder
+from .spans import is_collecting
+from .telemetry import marked
 from .wrapping import wrap_function
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,6 +41,9 @@ Cleaned = tuple[Mapping[str, Any], Mapping[str, Any]]
 """Metadata as it is kept, and as it may leave."""
 
 _CURRENT: Final = context_api.create_key("otel_tracker.current")
+
+
+_CANCELLED: Final = (asyncio.CancelledError, concurrent.futures.CancelledError)
 
 
 class Ending:
@@ -50,7 +56,7 @@ class Ending:
         self.error = self.error_type = ""
         if error is None or isinstance(error, GeneratorExit):
             return  # a consumer that has enough is no failure
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, _CANCELLED):
             self.outcome = Outcome.CANCELLED
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             self.outcome = Outcome.INTERRUPTED
@@ -63,58 +69,97 @@ class Ending:
 class Frame:
     """What is attached while a frame of the application runs."""
 
-    __slots__ = ("_context", "_frames", "_handle", "_opened", "_token")
+    __slots__ = ("_context", "_frames", "_handle", "_opened", "_outer", "_token", "declared")
 
     def __init__(
-        self, frames: Frames | None, handle: Handle | None, opened: OpenStage | None = None
+        self,
+        frames: Frames | None,
+        handle: Handle | None,
+        opened: OpenStage | None = None,
+        outer: Frame | None = None,
     ) -> None:
         self._frames = frames
         self._handle = handle
         self._opened = opened
         """The attempt, where it is one."""
+        self._outer = outer
+        """The frame around it, until it is left."""
         self._context: context_api.Context | None = None
         self._token: Any = None
+        self.declared: object = None
+        """What it was entered by."""
 
     def attach(self) -> None:
-        """Makes it the current one. Never raises."""
-        if self._context is not None:
+        """Makes it the current one. Never raises.
+
+        Not in the middle of a garbage collection: that may have stopped another change of the
+        context half-way, and CPython 3.11 crashes where one change is made within another.
+        """
+        if self._context is not None and not is_collecting():
             self._token = context_api.attach(self._context)
 
     def detach(self) -> None:
         """Makes current again what was before. Never raises.
 
-        A coroutine that is collected is closed in whatever context there is: nothing is undone in
-        one that is not ours.
+        Code that ran in it may have left a context of its own attached; a generator's is current
+        again when that goes on. A coroutine that is collected is closed in whatever context there
+        is: nothing is undone in one that is not ours.
         """
         token, self._token = self._token, None
-        if token is not None and context_api.get_current() is self._context:
-            context_api.detach(token)
+        if token is None or is_collecting():
+            return
+        now = context_api.get_current()
+        if now is not self._context:
+            here: Any = now.get(_CURRENT)
+            while here is not None and here is not self:
+                here = here._outer
+            if here is None:
+                return
+            self._context = now
+        try:
+            token.var.reset(token)  # OpenTelemetry's own detach logs an error where this raises
+        except ValueError:
+            return  # begun in another `contextvars.Context`, which has gone
+        except AttributeError:
+            context_api.detach(token)  # another runtime than that on `contextvars`
 
-    def is_current(self) -> bool:
-        """Whether the caller runs in this very frame."""
-        return self._context is not None and context_api.get_current() is self._context
+    def is_within(self, declared: object) -> Frame | None:
+        """The innermost frame, from this one outwards, that was entered by `declared`."""
+        here: Frame | None = self
+        while here is not None and here.declared is not declared:
+            here = here._outer
+        return here
+
+    def pulse(self) -> None:
+        """A generator yields: a sign of life, at most one a second. Never raises."""
 
     def leave(self, error: BaseException | None) -> None:
         """Detaches and ends it, by the exception that it is left with. Never raises."""
         if self._token is not None:
             self.detach()
         frames = self._frames
-        if frames is None:
-            return
-        try:
-            self._end(frames, error)
-        except Exception:
-            frames.diagnostics.error("leave", "the end of a stage or transaction was not told")
+        if frames is not None:
+            try:
+                self._end(frames, error)
+            except Exception:
+                # Nothing may be left of the stack that the application has filled: later, then.
+                frames.recorder.postpone(lambda: self._give_up(frames))
+                frames.diagnostics.error("leave", "the end of a stage or transaction was not told")
+        # Contexts of tasks that go on hold this frame: it must hold no others.
+        self._outer = self._context = None
 
     def _end(self, frames: Frames, error: BaseException | None) -> None:
         raise NotImplementedError
+
+    def _give_up(self, frames: Frames) -> None:
+        """What can be told where the end itself could not."""
 
     def _do(self, what: str, work: Callable[[Frames, Handle], None]) -> None:
         frames, handle = self._frames, self._handle
         if frames is None or handle is None:
             return
         try:
-            work(frames, handle)
+            work(frames, frames.directory.here(handle))
         except Exception:
             frames.diagnostics.error(what, "%s could not be carried out", what)
 
@@ -126,15 +171,18 @@ class ActiveTransaction(Frame):
     tracker is disabled, it does nothing; then it is false.
     """
 
-    __slots__ = ("_id", "_is_owner", "_is_told", "_queued_ns")
+    __slots__ = ("_id", "_is_owner")
 
     def __init__(
-        self, frames: Frames | None, handle: Handle | None, *, is_owner: bool = False
+        self,
+        frames: Frames | None,
+        handle: Handle | None,
+        outer: Frame | None = None,
+        *,
+        is_owner: bool = False,
     ) -> None:
-        super().__init__(frames, handle)
+        super().__init__(frames, handle, None, outer)
         self._is_owner = is_owner
-        self._is_told = False
-        self._queued_ns = 0
         self._id = ""
 
     def __bool__(self) -> bool:
@@ -174,7 +222,6 @@ class ActiveTransaction(Frame):
         """
 
         def work(frames: Frames, handle: Handle) -> None:
-            self._is_told = True
             frames.recorder.end(
                 handle,
                 success=bool(success),
@@ -200,8 +247,7 @@ class ActiveTransaction(Frame):
                     "stage", "queued() got %s as its stage; use its name", text_of(stage, 80)
                 )
                 return
-            self._is_told = True
-            self._queued_ns = frames.recorder.queue(handle, name)
+            frames.recorder.queue(handle, name)
 
         self._do("transaction.queued()", work)
 
@@ -209,7 +255,6 @@ class ActiveTransaction(Frame):
         """Says that other processes carry on: its root ends here, and silence is no stall."""
 
         def work(frames: Frames, handle: Handle) -> None:
-            self._is_told = True
             frames.recorder.hand_over(handle)
 
         self._do("transaction.hand_over()", work)
@@ -235,16 +280,17 @@ class ActiveTransaction(Frame):
         trace_id, flags = handle.trace_id, int(span.trace_flags) if span.is_valid else 0
         carrier = {
             TRACEPARENT: f"00-{trace_id:032x}-{root_span_id(trace_id):016x}-{flags & 0x03:02x}",
-            TRACESTATE: span.trace_state.to_header() or "otel_tracker=1",
+            TRACESTATE: (span.trace_state or marked(handle.who.pipeline)).to_header(),
         }
-        if self._queued_ns:
-            carrier[QUEUED_AT] = f"{self._queued_ns / NS_PER_S:.6f}"
+        for stage, queued_ns in list(handle.carried.items())[-1:]:
+            carrier[QUEUED] = f"{stage}={queued_ns / NS_PER_S:.6f}"
         return carrier
 
     def _end(self, frames: Frames, error: BaseException | None) -> None:
         handle = self._handle
         if handle is None or handle.era is not frames.recorder.era:
             return  # a forked child leaves its parent's frame: that is the parent's to end
+        handle.blocks -= 1
         ending = Ending(error)
         if ending.outcome != Outcome.SUCCESS:
             frames.recorder.end(
@@ -255,12 +301,15 @@ class ActiveTransaction(Frame):
                 outcome=ending.outcome,
             )
             frames.on_failure()
-        elif self._is_told or handle.queued:
-            return
-        elif self._is_owner:
+        elif self._is_owner and not handle.is_told:
             stages = handle.pipeline.stages
-            if not stages or any(stage == stages[-1] for stage, _ in handle.attempts):
+            if not stages or any(stage == stages[-1] for stage, _ in list(handle.attempts)):
                 frames.recorder.end(handle, success=True)
+            else:
+                frames.recorder.leave_block(handle)
+        elif self._is_owner and handle.queued:
+            frames.recorder.leave_block(handle)
+            handle.ends_with_work = not handle.pipeline.stages
 
 
 class ActiveStage(Frame):
@@ -270,7 +319,7 @@ class ActiveStage(Frame):
     nothing; then it is false.
     """
 
-    __slots__ = ("_ending", "_metadata", "_outer", "_owns", "_transaction")
+    __slots__ = ("_ending", "_owns", "_transaction")
 
     def __init__(
         self,
@@ -279,16 +328,17 @@ class ActiveStage(Frame):
         opened: OpenStage | None,
         outer: Frame | None = None,
     ) -> None:
+        # Not by super(): one is made for every attempt.
         self._frames = frames
         self._handle = handle
         self._opened = opened
         self._context = None
         self._token = None
         self._outer = outer
+        self.declared = None
         self._owns = False
         """A stage outside any transaction has one of its own, which ends with it."""
         self._transaction: ActiveTransaction | None = None
-        self._metadata: dict[str, Any] | None = None
         self._ending: Ending | None = None
 
     def __bool__(self) -> bool:
@@ -306,26 +356,21 @@ class ActiveStage(Frame):
 
     def set(self, **attributes: Any) -> None:
         """Adds attributes; they are on its span when it ends, and cleaned as all metadata is."""
-        if self._opened is None:
-            return
 
-        def work(*_: object) -> None:
+        def work(opened: OpenStage, *_: object) -> None:
             new = plain_metadata(attributes)
-            self._metadata = merged_metadata(self._metadata, new) if self._metadata else new
+            opened.late = merged_metadata(opened.late, new) if opened.late else new
 
-        self._do("stage.set()", work)
+        self._do_here("stage.set()", work)
 
     def progress(self, **attributes: Any) -> None:
         """Says that work goes on, such as ``done=3, total=10``: its silence starts anew."""
-        opened = self._opened
-        if opened is None:
-            return
 
-        def work(frames: Frames, handle: Handle) -> None:
+        def work(opened: OpenStage, frames: Frames, handle: Handle) -> None:
             plain = plain_metadata(attributes) if attributes else EMPTY
             frames.recorder.progress_of(handle, opened, plain)
 
-        self._do("stage.progress()", work)
+        self._do_here("stage.progress()", work)
 
     def skip(self, reason: object = "") -> None:
         """Says that there is rightly nothing to do: it ends as skipped, unless by an exception."""
@@ -335,7 +380,7 @@ class ActiveStage(Frame):
             self._ending.outcome = Outcome.SKIPPED
             self._ending.error = text_of(reason)
 
-        self._do("stage.skip()", work)
+        self._do_here("stage.skip()", work)
 
     def fail(self, message: object = "", error_type: str = "") -> None:
         """Says that it failed without an exception.
@@ -351,22 +396,50 @@ class ActiveStage(Frame):
             ending.error = text_of(message)
             ending.error_type = text_of(error_type) or ending.error_type
 
-        self._do("stage.fail()", work)
+        self._do_here("stage.fail()", work)
 
     def report(self, *, success: bool, error: str, metadata: Mapping[str, Any]) -> None:
-        """Takes what the drop-in API reports of this stage: metadata, or that it failed."""
-        old = self._metadata
-        self._metadata = merged_metadata(old, metadata) if old else dict(metadata)
+        """Takes what the drop-in API reports of this stage: metadata, and how it went so far."""
+        opened = self._opened
+        if opened is not None:
+            opened.late = merged_metadata(opened.late or {}, metadata)
+        self._ending = None
         if not success:
             given = metadata.get("error_type")
             self.fail(error, given if isinstance(given, str) else "")
+
+    def _do_here(self, what: str, work: Callable[[OpenStage, Frames, Handle], None]) -> None:
+        """Does `work`, unless the attempt has ended, or is a parent process's."""
+        frames, handle, opened = self._frames, self._handle, self._opened
+        if frames is None or handle is None or opened is None or opened.end is not None:
+            return
+        if handle.era is not frames.recorder.era:
+            return
+        try:
+            work(opened, frames, handle)
+        except Exception:
+            frames.diagnostics.error(what, "%s could not be carried out", what)
+
+    def pulse(self) -> None:
+        """As progress(), at most once a second. Never raises."""
+        frames, handle, opened = self._frames, self._handle, self._opened
+        if frames is not None and handle is not None and opened is not None:
+            try:
+                frames.recorder.pulse(handle, opened)
+            except Exception:
+                frames.diagnostics.error("pulse", "a sign of life was not told")
+
+    def _give_up(self, frames: Frames) -> None:
+        handle, opened = self._handle, self._opened
+        if handle is not None and opened is not None:
+            frames.recorder.end_frame(handle, opened, Outcome.FAILURE, EMPTY, "unknown")
 
     def _end(self, frames: Frames, error: BaseException | None) -> None:
         handle, opened, ending = self._handle, self._opened, self._ending
         if handle is None or opened is None:
             return
         if error is None and ending is None:
-            frames.recorder.end_frame(handle, opened, Outcome.SUCCESS, self._metadata or EMPTY)
+            frames.recorder.end_frame(handle, opened, Outcome.SUCCESS, opened.late or EMPTY)
         else:
             self._end_otherwise(frames, handle, opened, error)
         if self._owns:
@@ -378,7 +451,7 @@ class ActiveStage(Frame):
         ending = self._ending
         if ending is None or (error is not None and not isinstance(error, GeneratorExit)):
             ending = Ending(error)
-        metadata: Mapping[str, Any] = self._metadata or EMPTY
+        metadata: Mapping[str, Any] = opened.late or EMPTY
         message = ending.error
         if ending.outcome == Outcome.SKIPPED:
             metadata, message = {**metadata, SKIPPED: message}, ""
@@ -444,6 +517,7 @@ class Frames:
         recorder = self.recorder
         if recorder.settings.disabled:
             return NO_STAGE
+        opened: OpenStage | None = None
         try:
             context = context_api.get_current()
             here: Frame | None = context.get(_CURRENT)  # type: ignore[assignment]
@@ -452,25 +526,28 @@ class Frames:
             queued_ns = 0 if queued_at is None else self._queued_ns(queued_at)
             handle = None
             if transaction_id is not None or carrier is not None:
-                handle, queued_ns = self._given(transaction_id, carrier, queued_ns)
+                handle = self._given(transaction_id, carrier)
             if handle is None and here is not None:
                 handle = here._handle
                 if handle is not None and handle.era is not recorder.era:
                     handle = self.directory.here(handle)
-            is_own = False
+            is_own = is_through = False
             if handle is None:
                 handle = self.directory.by_span(_span_in(context))
                 is_own = handle is None
                 if handle is None:
-                    handle = self.directory.create(NOBODY, NO_PIPELINE, EMPTY)
+                    handle = self.directory.create(NOBODY, NO_PIPELINE, in_block=True)
+                    handle.blocks += 1
             if here is None or here._handle is not handle:
                 within = None
                 is_inside = not is_own and _span_in(context).trace_id == handle.trace_id
             else:
                 within = here._opened
-                is_inside = here._context is context or (
-                    _span_in(context).trace_id == handle.trace_id
-                )
+                is_inside = here._context is context
+                if not is_inside:
+                    span = _span_in(context)
+                    is_inside = span.trace_id == handle.trace_id
+                    is_through = within is not None and span.span_id != within.start.span_id
             if cleaned is not None:
                 metadata, exported = cleaned
             elif attributes:
@@ -486,6 +563,7 @@ class Frames:
                 within,
                 context if is_inside else handle.context,
                 queued_ns,
+                is_through=is_through,
             )
             active = ActiveStage(self, handle, opened, here)
             if is_own:
@@ -494,21 +572,22 @@ class Frames:
             active._context = _with_current(context, opened.span, active)
             return active
         except Exception:
+            if opened is not None and handle is not None:
+                begun, of = opened, handle
+                recorder.postpone(lambda: recorder.end_frame(of, begun, Outcome.ABANDONED, EMPTY))
             self.diagnostics.error("begin_stage", "a stage could not be tracked")
         return NO_STAGE
 
-    def _given(
-        self, transaction_id: object, carrier: object, queued_ns: int
-    ) -> tuple[Handle | None, int]:
+    def _given(self, transaction_id: object, carrier: object, who: Who = NOBODY) -> Handle | None:
+        """The transaction with this id, or that of this carrier."""
         handle: Handle | None = None
-        if transaction_id is not None:
-            handle = self.directory.by_id(transaction_id)
         if carrier is not None:
             carried = self.directory.read_carrier(carrier)
             if carried is not None:
-                handle = handle or self.directory.by_carrier(carried)
-                queued_ns = queued_ns or carried.queued_ns
-        return handle, queued_ns
+                handle = self.directory.by_carrier(carried, who)
+        if transaction_id is not None:
+            handle = self.directory.by_id(transaction_id) or handle
+        return handle
 
     def begin_transaction(
         self,
@@ -539,20 +618,21 @@ class Frames:
         transaction_id: object,
         carrier: object,
     ) -> ActiveTransaction:
-        handle: Handle | None = None
-        if transaction_id is not None:
-            handle = self.directory.by_id(transaction_id)
-        elif carrier is not None:
-            carried = self.directory.read_carrier(carrier)
-            handle = None if carried is None else self.directory.by_carrier(carried, who)
-        if handle is not None:
-            self.recorder.identify(handle, who)
-            active = ActiveTransaction(self, handle)
+        here = self._frame_in(context_api.get_current())
+        handle = self._given(transaction_id, carrier, who)
+        is_owner = handle is None
+        if handle is None:
+            handle = self.directory.create(who, pipeline, metadata, in_block=True)
         else:
-            handle = self.directory.create(who, pipeline, metadata)
-            active = ActiveTransaction(self, handle, is_owner=True)
+            self.recorder.identify(handle, who, pipeline)
+        handle.blocks += 1
+        active = ActiveTransaction(self, handle, here, is_owner=is_owner)
         active._context = self._context_of(handle, active)
         return active
+
+    def current(self) -> Frame | None:
+        """The innermost frame that the caller runs in."""
+        return self._frame_in(context_api.get_current())
 
     def current_transaction(self) -> ActiveTransaction:
         """The transaction that the caller runs in. Never raises."""
@@ -582,7 +662,7 @@ class Frames:
         here = self._frame_in(context_api.get_current())
         while isinstance(here, ActiveStage) and here._handle is handle:
             opened = here._opened
-            if opened is not None and opened.start.stage == stage:
+            if opened is not None and opened.end is None and opened.start.stage == stage:
                 return here
             here = here._outer
         return None

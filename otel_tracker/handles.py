@@ -38,7 +38,7 @@ class OpenSpan(Note):
 class OpenStage(OpenSpan):
     """An open attempt, and who works on it."""
 
-    __slots__ = ("number", "worker")
+    __slots__ = ("late", "number", "worker")
 
     def __init__(self, store: Store, start: Fact, number: int, worker: Worker) -> None:
         Note.__init__(self, store, start)
@@ -46,6 +46,8 @@ class OpenStage(OpenSpan):
         self.number = number
         """Which attempt at its stage, from 1, as far as this process knows."""
         self.worker = worker
+        self.late: dict[str, Any] | None = None
+        """Metadata that its span gets at the end."""
 
 
 class OpenAudio(OpenSpan):
@@ -134,10 +136,14 @@ class Handle:
         "attributes",
         "audio",
         "bad",
+        "blocks",
+        "carried",
         "context",
+        "ends_with_work",
         "era",
         "frames",
         "is_guest",
+        "is_told",
         "last_ns",
         "offset_ns",
         "open",
@@ -189,6 +195,14 @@ class Handle:
         """Attempts that went wrong and were not put right, by span id: the end's verdict."""
         self.is_guest = False
         """Continued here; another process has its root."""
+        self.blocks = 0
+        """Blocks of the application's that run in it: nobody else ends it meanwhile."""
+        self.is_told = False
+        """Its end was told, or that it goes on elsewhere: leaving a block adds nothing."""
+        self.ends_with_work = False
+        """Its block was left while work waited: the end of that is its end."""
+        self.carried: dict[str, int] = {}
+        """Moments of enqueuing that are not told yet, by stage: wall clock."""
         self.seen_ns = 0
         """Monotonic moment of the last activity here."""
         self.last_ns = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from .model import (
     AUDIO,
@@ -72,6 +73,10 @@ def _content(fact: Fact) -> str:
     return repr(replace(fact, seen_ns=0, who=NOBODY))
 
 
+GUEST: Final = "guest"
+"""The key of a hand-over by a process that only continued the transaction: its end counts there."""
+
+
 def replaces(later: Fact, earlier: Fact) -> bool:
     """Whether `later`, which began after `earlier`, is another go at what that one tried.
 
@@ -82,7 +87,7 @@ def replaces(later: Fact, earlier: Fact) -> bool:
     if earlier.ended:
         length_ns = earlier.at_ns - earlier.start_ns
         # A mark's length is only for Jaeger.
-        if later.start_ns >= (earlier.start_ns if length_ns <= MARK_NS else earlier.at_ns):
+        if later.start_ns >= (earlier.start_ns if length_ns == MARK_NS else earlier.at_ns):
             return True
     return not earlier.where or process_of(earlier.where) != process_of(later.where)
 
@@ -154,7 +159,7 @@ class History:
             if outer is None:
                 return False
             if outer.outcome in (Outcome.SUCCESS, Outcome.SKIPPED):
-                return True
+                return outer.at_ns >= attempt.at_ns  # else it had ended before, and knew nothing
             outer = self.nested_in.get(outer.span_id)
         return False
 
@@ -200,7 +205,7 @@ def history(facts: Iterable[Fact]) -> History:
             h.attempts.append(fact)
         elif kind is Kind.TRANSACTION:
             h.root = fact
-            if fact.ended and fact.outcome in _VERDICTS:
+            if fact.ended and (fact.outcome in _VERDICTS or _is_told_interrupted(fact)):
                 ends.append(fact)
         elif kind is Kind.AUDIO:
             h.audio = max(h.audio or fact, fact, key=_order)
@@ -224,6 +229,11 @@ def history(facts: Iterable[Fact]) -> History:
             h.queued.append(wait)
     _times(h, others)
     return h
+
+
+def _is_told_interrupted(root: Fact) -> bool:
+    """A block was left by Ctrl-C or `sys.exit`; where a shutdown ended the root, nobody told it."""
+    return root.closed and root.outcome == Outcome.INTERRUPTED
 
 
 def _find_last(h: History) -> None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from .history import History
-from .model import MEMORY, AnyEvent, Fact, Kind, Outcome, Phase, event_of
+from .model import MEMORY, AnyEvent, Fact, Kind, Outcome, Phase, Pipeline, event_of
 
 MEMORY_FAILED: Final = "Transcription completed but memory creation failed"
 MEMORY_STALLED: Final = "Transcription completed but memory processing stalled"
@@ -99,14 +99,18 @@ def _found(fact: Fact, h: History, *, resolved: bool) -> Found:
     return Found(f"Failed at {event_of_fact(fact).value}: {message}", fact.at_ns, resolved)
 
 
-def memory_awaited(h: History) -> bool:
+def memory_awaited(h: History, pipeline: Pipeline) -> bool:
     """Whether the memory sentence may apply: transcription reported done, no memory result yet."""
+    if MEMORY not in pipeline.stages:
+        return False
     return h.transcribed and not any(a.stage == MEMORY and a.ended for a in h.attempts)
 
 
-def stall_text(h: History, transaction_id: str, current: AnyEvent | None) -> str:
+def stall_text(
+    h: History, pipeline: Pipeline, transaction_id: str, current: AnyEvent | None
+) -> str:
     """The sentence for a transaction that has stalled."""
-    if memory_awaited(h):
+    if memory_awaited(h, pipeline):
         return MEMORY_STALLED
     if not h.attempts and h.audio is not None:
         return NOTHING_AFTER_AUDIO

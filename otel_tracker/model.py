@@ -131,13 +131,14 @@ def _parse_event(text: str) -> Event | None:
     for phase in (Phase.STARTED, Phase.COMPLETED):
         stage = value.removesuffix(f"_{phase.value}")
         if stage != value:
-            return Event(StageEvent(value), stage, phase) if _is_name(stage) else None
-    if not _is_name(value):
+            return Event(StageEvent(value), stage, phase) if is_name(stage) else None
+    if not is_name(value):
         return None
     return _parse_event(f"{value}_completed")
 
 
-def _is_name(stage: str) -> bool:
+def is_name(stage: str) -> bool:
+    """Whether it may name a stage or a pipeline."""
     # No address is a stage: names of stages leave the process, in span names and logs.
     return 0 < len(stage) <= MAX_STAGE_NAME and stage.isprintable() and "@" not in stage
 
@@ -210,7 +211,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         stages = tuple(parse_stage(stage) or "" for stage in self.stages)
         for given, name in ((self.name, self.name), *zip(self.stages, stages, strict=True)):
-            if not _is_name(name):
+            if not is_name(name):
                 raise ValueError(
                     f"Pipeline: {given!r} is no name; use 1 to {MAX_STAGE_NAME} plain characters"
                 )
@@ -310,7 +311,7 @@ class Fact:
     error: str = ""
     error_type: str = ""
     opened: bool = False
-    """The caller reported the start."""
+    """The caller reported the start. Of a root: that leaving a block will tell its end."""
     closed: bool = False
     """The caller reported the end: an outcome without it was inferred."""
     reported_failure: bool = False

@@ -265,7 +265,7 @@ def id_text(value: object) -> str:
         return f"<{type(value).__name__}>"
 
 
-def exception_text(error: BaseException) -> str:
+def exception_text(error: BaseException, depth: int = 0) -> str:
     """``str(error)``, or the class's name where that is empty or raises.
 
     A group says what is in it: by itself it only says how many there are.
@@ -274,8 +274,9 @@ def exception_text(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = ""
-    if isinstance(error, BaseExceptionGroup):
-        inner = [f"{type(e).__name__}: {exception_text(e)}" for e in error.exceptions[:3]]
+    if isinstance(error, BaseExceptionGroup) and depth < 3:
+        first = error.exceptions[:3]
+        inner = [f"{type(e).__name__}: {exception_text(e, depth + 1)}" for e in first]
         text = "; ".join([text, *inner])
     return _clean_text(text, MAX_KEPT_TEXT) or type(error).__name__
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from opentelemetry import context as context_api
@@ -14,9 +15,21 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from . import semconv
 from .diagnostics import Diagnostics
 from .handles import Handle, OpenAudio, OpenSpan, OpenStage
-from .history import replaces
+from .history import GUEST, replaces
 from .ids import new_span_id, new_trace_id, root_span_id
-from .model import AUDIO, EMPTY, MARK_NS, NO_AUDIO, Fact, Kind, Outcome, Pipeline, Who
+from .model import (
+    AUDIO,
+    EMPTY,
+    MARK_NS,
+    NO_AUDIO,
+    NO_PIPELINE,
+    NS_PER_S,
+    Fact,
+    Kind,
+    Outcome,
+    Pipeline,
+    Who,
+)
 from .privacy import MAX_EXPORTED_TEXT, merged_metadata
 from .settings import Settings
 from .spans import SpanWriter
@@ -100,6 +113,10 @@ class Recorder:
         """The handle of a transaction that is known here, by its id as `create` formats it."""
         return self._handles.get(text_id)
 
+    def postpone(self, work: Callable[[], None]) -> None:
+        """Does `work` a moment later: now is no time for it."""
+        self._spans.postpone(work)
+
     def end_postponed(self) -> None:
         """Ends the spans of generators that were collected since."""
         self._spans.end_postponed()
@@ -111,8 +128,22 @@ class Recorder:
         self.connected = {}
         self.era = object()
 
-    def create(self, who: Who, pipeline: Pipeline, metadata: Mapping[str, Any] = EMPTY) -> Handle:
-        """A new transaction: a new trace, its root span open."""
+    def create(
+        self,
+        who: Who,
+        pipeline: Pipeline,
+        metadata: Mapping[str, Any] = EMPTY,
+        *,
+        in_block: bool = False,
+    ) -> Handle:
+        """A new transaction: a new trace, its root span open.
+
+        Args:
+            who: whose it is.
+            pipeline: what it runs.
+            metadata: plain data, for the root.
+            in_block: leaving a block of the application's will tell its end.
+        """
         if who.pipeline != pipeline.name:
             who = who._replace(pipeline=pipeline.name)
         handle = self._new_handle(new_trace_id(), who, pipeline)
@@ -134,6 +165,7 @@ class Recorder:
                 seen_ns=handle.seen_ns,
                 ended=False,
                 who=handle.who,
+                opened=in_block,
                 metadata=metadata,
                 where=Worker.where(),
             ),
@@ -171,8 +203,7 @@ class Recorder:
         handle = self._new_handle(trace_id, who, pipeline)
         handle.is_guest = is_guest
         if remote is None:
-            name = who.pipeline or pipeline.name
-            remote = remote_root(handle.tracer, trace_id, name, handle.attributes)
+            remote = remote_root(handle.tracer, trace_id, who.pipeline, handle.attributes)
         handle.context = trace.set_span_in_context(NonRecordingSpan(remote), context_api.Context())
         handle.bad.update({fact.span_id: fact for fact in standing})
         return self._register(handle)
@@ -202,8 +233,11 @@ class Recorder:
             attributes[semconv.PIPELINE] = who.pipeline
         return attributes
 
-    def identify(self, handle: Handle, who: Who) -> None:
-        """Fills gaps in whose transaction it is, for the spans that come."""
+    def identify(self, handle: Handle, who: Who, pipeline: Pipeline) -> None:
+        """Fills gaps in whose transaction it is and what it runs, for the spans that come."""
+        if not handle.who.pipeline and pipeline is not NO_PIPELINE:
+            handle.pipeline = pipeline
+            who = who._replace(pipeline=pipeline.name)
         known = handle.who.or_else(who)
         if known != handle.who:
             handle.who = known
@@ -228,9 +262,8 @@ class Recorder:
         """Makes `handle` the one of its transaction, unless another thread was faster."""
         first = self._handles.setdefault(handle.text_id, handle)
         if len(self._handles) > self.settings.open_transactions:
-            try:
-                _, oldest = self._handles.popitem(last=False)
-            except KeyError:
+            oldest = self._oldest_idle(but=first)
+            if oldest is None or self._handles.pop(oldest.text_id, None) is None:
                 return first
             self._diagnostics.warn(
                 "open_transactions",
@@ -240,6 +273,13 @@ class Recorder:
             )
             self.release(oldest, Outcome.ABANDONED, "left open")
         return first
+
+    def _oldest_idle(self, but: Handle) -> Handle | None:
+        """The one to give up: of the oldest few the first that does no work, if there is one."""
+        oldest = [h for h in list(islice(self._handles.values(), MAX_OPEN)) if h is not but]
+        return next(
+            (h for h in oldest if not (h.is_working or h.blocks)), oldest[0] if oldest else None
+        )
 
     def _link_to(self, caller: Span, attributes: dict[str, Any]) -> tuple[Link, ...]:
         """The link to the span that the caller is in; its route comes along."""
@@ -322,6 +362,8 @@ class Recorder:
         within: OpenStage | None,
         context: context_api.Context,
         queued_ns: int = 0,
+        *,
+        is_through: bool = False,
     ) -> OpenStage:
         """Opens an attempt that ends with its frame.
 
@@ -334,9 +376,14 @@ class Recorder:
             within: the attempt around it.
             context: holds the span around it.
             queued_ns: wall clock at which it was put into a queue; 0 if it was not.
+            is_through: a span of the application's lies between this attempt and that around it.
         """
+        if handle.carried and handle.is_guest:
+            queued_ns = queued_ns or handle.carried.pop(stage, 0)
         if queued_ns:
             self._tell_wait(handle, stage, key, queued_ns)
+        if is_through and within is not None:
+            exported = {**exported, semconv.STAGE_WITHIN: f"{within.start.span_id:016x}"}
         opened = self._open(handle, stage, key, metadata, exported, within, context)
         handle.frames[opened.start.span_id] = opened
         if handle.text_id not in self._handles:
@@ -412,15 +459,30 @@ class Recorder:
         """
         if handle.era is not self.era or handle.frames.pop(opened.start.span_id, None) is None:
             return
-        self.end_stage(handle, opened, outcome, metadata, error=error, error_type=error_type)
-        if handle.is_guest and not handle.is_working:
+        self.end_stage(
+            handle,
+            opened,
+            outcome,
+            metadata,
+            error=error,
+            error_type=error_type,
+            reported=outcome != Outcome.INTERRUPTED,
+        )
+        if handle.is_working:
+            return
+        if handle.is_guest:
             self._leave_to_others(handle, opened.start.stage, outcome)
+            if not handle.blocks:
+                self.drop(handle)
+        elif handle.ends_with_work and not handle.queued:
+            handle.ends_with_work = False
+            self.end(handle, success=True)
 
     def _leave_to_others(self, handle: Handle, stage: str, outcome: str) -> None:
         """What comes next may be another process's to do: its silence is no stall here."""
         stages = handle.pipeline.stages
         if not (outcome == Outcome.SUCCESS and stages and stage == stages[-1]):
-            self._tell_elsewhere(handle, handle.seen_ns)
+            self._tell_elsewhere(handle, handle.seen_ns, GUEST)
 
     def end_stage(
         self,
@@ -457,16 +519,17 @@ class Recorder:
             metadata,
         )
         attributes: dict[str, Any] = dict(self.privacy.attributes(metadata)) if metadata else {}
+        name = ""
         if outcome != Outcome.SUCCESS:
             attributes[semconv.STAGE_OUTCOME] = outcome
         if outcome == Outcome.SKIPPED:
-            opened.span.update_name(semconv.name_of_skip(start.stage))
+            name = semconv.name_of_skip(start.stage)
             self._tell_skip(attributes)
         elif not reported and outcome == Outcome.SUCCESS:
             attributes[semconv.STAGE_INFERRED] = True
         if handle.bad or outcome in Outcome.BAD:
             self._note_bad(handle, end)
-        self._spans.end(opened, end, attributes)
+        self._spans.end(opened, end, attributes, name)
 
     def mark_stage(
         self,
@@ -524,8 +587,14 @@ class Recorder:
             self._progress_of(handle, opened, now_ns, metadata)
         root = handle.root.get()
         if not touched and root is not None:
-            root.start = root.start.seen(now_ns + handle.offset_ns, now_ns, EMPTY)
+            old = root.start
+            root.start = old.seen(now_ns + handle.offset_ns, now_ns, old.metadata)
             root.put()
+
+    def pulse(self, handle: Handle, opened: OpenStage) -> None:
+        """Work goes on, said often: told once a second at most."""
+        if self._clock.monotonic_ns() - opened.start.seen_ns >= NS_PER_S and opened.end is None:
+            self.progress_of(handle, opened, EMPTY)
 
     def progress_of(self, handle: Handle, opened: OpenStage, metadata: Mapping[str, Any]) -> None:
         """Work goes on in this very attempt."""
@@ -654,16 +723,13 @@ class Recorder:
 
     # --- queues, details ------------------------------------------------------------------------
 
-    def queue(self, handle: Handle, stage: str) -> int:
-        """The stage waits for a worker from now on. Its span is made when it is taken.
-
-        Returns:
-            The moment, by the wall clock.
-        """
+    def queue(self, handle: Handle, stage: str) -> None:
+        """The stage waits for a worker from now on. Its span is made when it is taken."""
         wait = self._fact(handle, Kind.QUEUED, self._touch(handle), ended=False, stage=stage)
+        handle.is_told = True
         _put_bounded(handle.queued, stage, wait)
+        _put_bounded(handle.carried, stage, wait.start_ns)
         self._store.put(wait)
-        return wait.start_ns
 
     def _take_from_queue(self, handle: Handle, stage: str, now_ns: int) -> None:
         wait = handle.queued.pop(stage, None)
@@ -803,10 +869,13 @@ class Recorder:
             metadata: plain data given with the end.
         """
         now_ns = self._touch(handle)
+        handle.is_told = True
         if handle.open:
             self._infer(handle, list(handle.open), now_ns, went_well=success)
         self.end_audio(handle)
-        bad = sorted(handle.bad.values(), key=lambda fact: fact.start_ns)
+        # What failed within a stage that still runs may be coped with there.
+        bad = [fact for fact in list(handle.bad.values()) if fact.parent_id not in handle.frames]
+        bad.sort(key=lambda fact: fact.start_ns)
         if not success:
             outcome = outcome or Outcome.FAILURE
         elif not bad:
@@ -880,14 +949,15 @@ class Recorder:
     def hand_over(self, handle: Handle) -> None:
         """Others carry on: audio and root end here, and silence is no stall in this view."""
         now_ns = self._touch(handle)
+        handle.is_told = True
         self.end_audio(handle)
         self._tell_elsewhere(handle, now_ns)
         self.end_root(handle)
         handle.queued.clear()
         self.drop(handle)
 
-    def _tell_elsewhere(self, handle: Handle, seen_ns: int) -> None:
-        fact = self._fact(handle, Kind.HANDED_OVER, seen_ns, ended=True)
+    def _tell_elsewhere(self, handle: Handle, seen_ns: int, key: str = "") -> None:
+        fact = self._fact(handle, Kind.HANDED_OVER, seen_ns, ended=True, key=key)
         fact.span_id = root_span_id(handle.trace_id) ^ 1  # one a transaction: the newest counts
         self._store.put(fact)
 
@@ -905,13 +975,29 @@ class Recorder:
     def _give_up(self, handle: Handle, opened: OpenStage | None, outcome: str, reason: str) -> None:
         if opened is not None:
             self.end_stage(
-                handle, opened, outcome, error=reason, error_type=outcome, reported=False
+                handle,
+                opened,
+                outcome,
+                opened.late or EMPTY,
+                error=reason,
+                error_type=outcome,
+                reported=False,
             )
+
+    def leave_block(self, handle: Handle) -> None:
+        """The block is left without an end: from now on quiet after the last stage is the end."""
+        root = handle.root.get()
+        if root is not None and root.start.opened:
+            now_ns = self._touch(handle)
+            open_end = root.start.seen(now_ns + handle.offset_ns, now_ns, root.start.metadata)
+            open_end.opened = False
+            root.start = open_end
+            root.put()
 
     def drop(self, handle: Handle) -> None:
         """Forgets a handle with nothing open or waiting."""
         is_open = handle.root.get() is not None or handle.audio.get() is not None
-        if not (is_open or handle.is_working or handle.queued):
+        if not (is_open or handle.is_working or handle.queued or handle.blocks):
             self._handles.pop(handle.text_id, None)
 
     # --- stalls ---------------------------------------------------------------------------------

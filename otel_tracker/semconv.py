@@ -35,6 +35,8 @@ WEBSOCKET: Final = "otel_tracker.websocket"
 """True on a root that was created while a websocket of its client was open."""
 OUTCOME: Final = "otel_tracker.outcome"
 STAGE: Final = "otel_tracker.stage"
+STAGE_WITHIN: Final = "otel_tracker.stage.within"
+"""The span id (hex) of the attempt around this one, where other spans lie between the two."""
 STAGE_KEY: Final = "otel_tracker.stage.key"
 STAGE_ATTEMPT: Final = "otel_tracker.stage.attempt"
 STAGE_OUTCOME: Final = "otel_tracker.stage.outcome"
@@ -150,11 +152,18 @@ def read_fact(
         opened=kind is Kind.AUDIO or (kind is Kind.STAGE and attributes.get(STAGE_MARK) != "end"),
         closed=ended and _is_reported(kind, outcome, attributes),
         reported_failure=ended and _is_reported_failure(kind, outcome, attributes),
-        parent_id=parent_id,
+        parent_id=_within(attributes) or parent_id,
         audio=_audio(attributes) if kind is Kind.AUDIO else NO_AUDIO,
         metadata=EMPTY,
         where=_text(attributes, WHERE),
     )
+
+
+def _within(attributes: Mapping[str, Any]) -> int:
+    try:
+        return int(_text(attributes, STAGE_WITHIN), 16) & (1 << 64) - 1
+    except ValueError:
+        return 0
 
 
 def _is_time(wall_ns: int) -> bool:

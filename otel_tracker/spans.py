@@ -11,7 +11,7 @@ import gc
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry import context as context_api
@@ -41,6 +41,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_collecting.clear)
 
 
+def is_collecting() -> bool:
+    """Whether the garbage collector runs on this thread: it may have stopped anything half-way."""
+    return bool(_collecting) and threading.get_ident() in _collecting
+
+
 class SpanWriter:
     """The one place that calls OpenTelemetry's `start_span` and `end`. Never raises.
 
@@ -54,7 +59,7 @@ class SpanWriter:
         self.privacy = privacy
         self._store = store
         self._diagnostics = diagnostics
-        self._postponed: deque[tuple[OpenSpan, Fact, Mapping[str, Any]]] = deque()
+        self._postponed: deque[Callable[[], None]] = deque()
 
     def start(
         self,
@@ -83,7 +88,9 @@ class SpanWriter:
         if not opened.start_seen:
             opened.put()
 
-    def end(self, opened: OpenSpan, end: Fact, attributes: Mapping[str, Any]) -> None:
+    def end(
+        self, opened: OpenSpan, end: Fact, attributes: Mapping[str, Any], name: str = ""
+    ) -> None:
         """Ends the span of `opened` as `end` tells it.
 
         A generator that is collected ends its stage in the middle of whatever its thread does,
@@ -91,30 +98,43 @@ class SpanWriter:
         is ended a moment later, from outside.
         """
         opened.end = end
-        if _collecting and threading.get_ident() in _collecting:
+        if is_collecting():
             opened.put()
-            self._postponed.append((opened, end, attributes))
+            self._postponed.append(lambda: self._end(opened, end, attributes, name))
             return
         if self._postponed:
             self.end_postponed()
-        self._end(opened, end, attributes)
+        self._end(opened, end, attributes, name)
+
+    def postpone(self, work: Callable[[], None]) -> None:
+        """Does `work` with the next span that is ended, sweep or flush."""
+        self._postponed.append(work)
 
     def end_postponed(self) -> None:
-        """Ends the spans that could not be ended at once."""
+        """Does what could not be done at once."""
+        if is_collecting():
+            return  # a signal handler, in the middle of one
         while self._postponed:
             try:
                 postponed = self._postponed.popleft()
             except IndexError:
                 return
-            self._end(*postponed)
+            try:
+                postponed()
+            except Exception:
+                self._diagnostics.error("postponed", "what was put off could not be done")
 
     def forget(self) -> None:
         """In a forked child: what could not be ended is the parent's."""
         self._postponed = deque()
 
-    def _end(self, opened: OpenSpan, end: Fact, attributes: Mapping[str, Any]) -> None:
+    def _end(
+        self, opened: OpenSpan, end: Fact, attributes: Mapping[str, Any], name: str = ""
+    ) -> None:
         span = opened.span
         try:
+            if name:
+                span.update_name(name)
             if attributes:
                 span.set_attributes(attributes)
             if end.outcome in Outcome.BAD:
@@ -136,6 +156,12 @@ class SpanWriter:
         stack: str = "",
     ) -> None:
         """A span that is finished when it is made."""
+        if is_collecting():
+            self._store.put(fact)
+            self._postponed.append(
+                lambda: self.at_once(handle, fact, name, attributes, context=context, stack=stack)
+            )
+            return
         opened = OpenSpan(self._store, fact)
         self.start(handle, opened, name, attributes, context=context)
         if stack:

@@ -40,6 +40,8 @@ from .verdict import CARRY_ON_NS, FOREVER_NS, Verdict, judge
 _FINISHED: Final = frozenset({TransactionStatus.COMPLETED, TransactionStatus.FAILED})
 _DURATIONS: Final = 500  # newest durations kept for each stage's percentiles
 _PEERS: Final = 100  # newest transactions of a client or recording that are looked at
+_FORGOTTEN: Final = 4  # times the facts of one transaction whose ids are known to have been
+_WELL: Final = frozenset({Outcome.SUCCESS, Outcome.SKIPPED})
 _DECIDE_NOTHING: Final = frozenset({Kind.DETAIL, Kind.STALLED, Kind.RECOVERED})
 _PATTERNS_OF_ONE: Final = 50  # issues of one transaction
 _ATTEMPTS: Final = frozenset({Kind.STAGE, Kind.AUDIO})
@@ -89,6 +91,8 @@ class Tracked:
     indexed: set[str] = field(default_factory=lambda: {""})
     """Its clients' and recordings' ids: more than one each where its spans disagree."""
     dropped_facts: int = 0
+    forgotten: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    """Span ids of facts that were let go: heard of again, they must not count twice."""
 
     @property
     def transaction_id(self) -> str:
@@ -221,6 +225,8 @@ class State:
             self.by_status[TransactionStatus.IN_PROGRESS][fact.trace_id] = None
         old = tx.facts.get(fact.span_id)
         if old is None:
+            if fact.span_id in tx.forgotten:
+                return  # counted when it was let go
             if len(tx.facts) >= self.limits.facts_of_one:
                 let_go = self._make_room(tx, fact)
                 tx.dropped_facts += let_go or 1
@@ -288,8 +294,15 @@ class State:
 
     # --- judging --------------------------------------------------------------------------------
 
-    def advance(self, now_ns: int, wall_ns: int) -> None:
-        """Judges what changed and what came due by now (monotonic; `wall_ns` dates new issues)."""
+    def advance(self, now_ns: int, wall_ns: int, *, more_to_come: bool = False) -> None:
+        """Judges what changed and what came due by now.
+
+        Args:
+            now_ns: monotonic.
+            wall_ns: dates new issues.
+            more_to_come: facts are queued. Some may be of what is finished, since a note is read
+                where it stood first; so that goes a little later.
+        """
         while self._due and self._due[0][0] <= now_ns:
             _, trace_id = heapq.heappop(self._due)
             self._dirty[trace_id] = None
@@ -298,7 +311,9 @@ class State:
             tx = self.transactions.get(trace_id)
             if tx is not None:
                 self._judge(tx, now_ns, wall_ns)
-        self._let_go_beyond_limits()
+        if not more_to_come or len(self._finished) > 2 * self.limits.finished:
+            self._let_go_finished()
+        self._let_go_open()
 
     def pipeline_of(self, tx: Tracked) -> Pipeline:
         """The pipeline that this transaction runs, as far as it was declared here.
@@ -521,12 +536,14 @@ class State:
 
     # --- letting go -----------------------------------------------------------------------------
 
-    def _let_go_beyond_limits(self) -> None:
+    def _let_go_finished(self) -> None:
         while len(self._finished) > self.limits.finished:
             trace_id, _ = self._finished.popitem(last=False)
             self.dropped[Dropped.FINISHED] += 1
             tx = self.transactions[trace_id]
             self._let_go(tx, tx.verdict.status)
+
+    def _let_go_open(self) -> None:
         while len(self.transactions) - len(self._finished) > self.limits.open:
             candidates = (
                 self.transactions[next(iter(ids))]
@@ -575,33 +592,41 @@ class State:
         Several at once, since finding them takes a look at all. Returns how many: 0 where `new`
         itself decides nothing, so that it is the one to refuse.
         """
-        newest: dict[tuple[Kind, str, str], Fact] = {}
-        for fact in (*tx.facts.values(), new):
-            place = (fact.kind, fact.stage, fact.key)
-            known = newest.get(place)
-            if known is None or (fact.start_ns, fact.span_id) > (known.start_ns, known.span_id):
-                newest[place] = fact
+        most = max(1, self.limits.facts_of_one // 8)
+        h = history([*tx.facts.values(), new])
+        decide = {a.span_id for a in h.last}
         idle = [
             fact
             for fact in tx.facts.values()
             if fact.kind in _DECIDE_NOTHING
-            or (fact.ended and newest[fact.kind, fact.stage, fact.key] is not fact)
+            or (fact.kind is Kind.STAGE and fact.ended and fact.span_id not in decide)
+            or (fact.kind is Kind.QUEUED and fact.ended)
         ]
-        del idle[max(1, self.limits.facts_of_one // 8) :]
+        # An attempt that coped with a failure within it stays as long as that does.
+        coping = {outer.span_id for outer in h.nested_in.values()}
+        idle = [fact for fact in idle if fact.span_id not in coping]
+        if not idle:
+            if new.kind in _DECIDE_NOTHING:
+                return 0
+            kept = [f for f in tx.facts.values() if f.kind is not Kind.TRANSACTION]
+            idle = [
+                f for f in kept
+                if f.ended and f.outcome in _WELL and f.span_id not in coping
+            ]  # fmt: skip
+            idle.sort(key=lambda f: (f.start_ns, f.span_id))
+            if not idle:
+                idle = sorted(kept, key=lambda f: (f.start_ns, f.span_id))
+        del idle[most:]
         for fact in idle:
             self._forget(tx, fact)
-        if idle:
-            return len(idle)
-        if new.kind in _DECIDE_NOTHING:
-            return 0
-        good = (Outcome.SUCCESS, Outcome.SKIPPED)
-        kept = [f for f in tx.facts.values() if f.kind is not Kind.TRANSACTION]
-        ended_well = [f for f in kept if f.ended and f.outcome in good]
-        self._forget(tx, min(ended_well or kept, key=lambda f: (f.start_ns, f.span_id)))
-        return 1
+        return len(idle)
 
     def _forget(self, tx: Tracked, fact: Fact) -> None:
         del tx.facts[fact.span_id]
+        if fact.ended:
+            tx.forgotten[fact.span_id] = None
+        if len(tx.forgotten) > _FORGOTTEN * self.limits.facts_of_one:
+            tx.forgotten.popitem(last=False)
         if fact.kind in _ATTEMPTS and not fact.ended:
             self._stage(fact.stage).running -= 1
 

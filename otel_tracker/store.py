@@ -149,7 +149,9 @@ class Store:
 
     def _judge(self) -> None:
         try:
-            self._state.advance(self.clock.monotonic_ns(), self.clock.time_ns())
+            self._state.advance(
+                self.clock.monotonic_ns(), self.clock.time_ns(), more_to_come=bool(self._queue)
+            )
         except Exception as error:
             self._defect(error)
 

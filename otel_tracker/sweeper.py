@@ -303,7 +303,8 @@ class Sweeper:
         rests = now_ns - handle.seen_ns >= settings.root_idle * NS_PER_S
         if stand is not None and stand.socket_open and not stand.outcome:
             return
-        if stand is not None and not handle.is_working and stand.untold and (stand.done or rests):
+        is_free = not (handle.is_working or handle.blocks)
+        if stand is not None and is_free and stand.untold and (stand.done or rests):
             self._recorder.tell_verdict(
                 handle, stand.outcome, error=stand.error, error_type=stand.error_type
             )

@@ -8,13 +8,13 @@ exports only where that was configured the standard way.
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401 -- the SDK imports it late; a fork in that is a hang
-import re
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -29,6 +29,7 @@ from opentelemetry.util.types import Attributes
 from . import ids, semconv
 from .diagnostics import Diagnostics, logger
 from .exporting import CountingExporter, Flusher, configured_exporters
+from .model import is_name
 from .processor import STARTING, DashboardSpanProcessor
 
 SHUTDOWN_S: Final = 5.0
@@ -90,22 +91,25 @@ class RecordAll(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         """The wrapped sampler's result, with DROP turned into RECORD_ONLY."""
+        is_root = kind is SpanKind.SERVER and attributes is not None
         try:
             result = self.wrapped.should_sample(
                 parent_context, trace_id, name, kind, attributes, links, trace_state
             )
+            if result.decision is not Decision.DROP and not is_root:
+                return result
+            state = result.trace_state
+            if is_root:
+                state = marked(name, state)
+            decision = result.decision
+            return SamplingResult(
+                Decision.RECORD_ONLY if decision is Decision.DROP else decision,
+                result.attributes or attributes,
+                state,
+            )
         except Exception:
             self._diagnostics.error("sampler", "the sampler raised; such spans are not exported")
             return SamplingResult(Decision.RECORD_ONLY, attributes)
-        is_root = kind is SpanKind.SERVER and attributes is not None
-        if result.decision is not Decision.DROP and not is_root:
-            return result
-        state = result.trace_state
-        return SamplingResult(
-            Decision.RECORD_ONLY if result.decision is Decision.DROP else result.decision,
-            attributes if not result.attributes else result.attributes,
-            marked(state, name) if is_root else state,
-        )
 
     def get_description(self) -> str:
         """As the SDK's own names its samplers."""
@@ -113,27 +117,39 @@ class RecordAll(Sampler):
 
 
 _STATE_KEY: Final = "otel_tracker"
-_STATE_VALUE: Final = re.compile(r"[\x21-\x2b\x2d-\x3c\x3e-\x7e]{1,64}")  # W3C's, no blanks
+_UNNAMED: Final = "-"
+_MOST_ENTRIES: Final = 32  # W3C Trace Context
 
 
-@lru_cache(maxsize=128)
-def marked(state: TraceState | None, pipeline: str) -> TraceState:
+def marked(pipeline: str, state: TraceState | None = None) -> TraceState:
     """`state` (W3C tracestate) with the mark that says whose trace it is, and its pipeline's name.
 
     It travels wherever OpenTelemetry propagates a context: a stage that finds itself under a span
     of such a trace belongs to its transaction.
     """
-    value = pipeline if _STATE_VALUE.fullmatch(pipeline) else "1"
-    entries = [] if state is None else [(k, v) for k, v in state.items() if k != _STATE_KEY]
-    return TraceState([(_STATE_KEY, value), *entries])
+    return _with_mark(pipeline, state) if state else _mark(pipeline)
+
+
+@lru_cache(maxsize=128)
+def _mark(pipeline: str) -> TraceState:
+    return _with_mark(pipeline, TraceState())
+
+
+def _with_mark(pipeline: str, state: TraceState) -> TraceState:
+    others = [(key, value) for key, value in state.items() if key != _STATE_KEY]
+    value = quote(pipeline, safe="") or _UNNAMED
+    return TraceState([(_STATE_KEY, value), *others[: _MOST_ENTRIES - 1]])
 
 
 def pipeline_in(context: SpanContext) -> str | None:
-    """The pipeline's name in a marked trace's context ("" where it has no such name); else None."""
+    """The pipeline's name in a marked trace's context ("" where it has none); None without mark."""
     if not (context.is_valid and ids.is_ours(context.trace_id)):
         return None
     value = context.trace_state.get(_STATE_KEY)
-    return "" if value == "1" else value
+    if value is None:
+        return None
+    name = "" if value == _UNNAMED else unquote(value)
+    return name if is_name(name) else ""
 
 
 def remote_root(
@@ -156,7 +172,7 @@ def remote_root(
         ids.root_span_id(trace_id),
         is_remote=True,
         trace_flags=flags,
-        trace_state=marked(None, name),
+        trace_state=marked(name),
     )
 
 

@@ -215,6 +215,7 @@ class TransactionTracker:
         self._sweeper.closing = True
         for handle in self._recorder.handles():
             self._recorder.release(handle, Outcome.INTERRUPTED, "its process shut down")
+            handle.era = None  # blocks that are left later have nothing to end any more
         self._sweeper.sweep()
         self._sweeper.closing = False
 
@@ -457,6 +458,11 @@ class TransactionTracker:
             if handle is None or name is None:
                 return
             plain = dict(self._plain(metadata)) if metadata else {}
+            frame = self.frames.stage_of(handle, name) if handle.frames else None
+            if frame is not None:
+                frame.set(**plain)
+                frame.skip(reason)
+                return
             plain[SKIPPED] = text_of(reason)
             opened = handle.open.pop((name, ""), None)
             if opened is not None:
@@ -691,7 +697,7 @@ if hasattr(os, "register_at_fork"):
 class _Child:
     """A child process of `multiprocessing`, which leaves by ``os._exit``: no exit handler runs."""
 
-    FLUSH_MS: Final = 2_000
+    FLUSH_S: Final = 2.0
 
     def begins(self) -> None:
         """Called in each child, when its own code is about to run."""
@@ -699,9 +705,10 @@ class _Child:
 
     def ends(self) -> None:
         """Sends what waits, also by the application's provider, which nobody ends there."""
+        deadline = time.monotonic() + self.FLUSH_S
         for tracker in list(_trackers):
-            tracker.force_flush(self.FLUSH_MS)
-        _shutdown_all()
+            tracker.force_flush(round((deadline - time.monotonic()) * 1_000))
+            tracker.shutdown(max(0.1, deadline - time.monotonic()))
 
 
 _child: Final = _Child()

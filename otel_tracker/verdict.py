@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from . import issues
-from .history import History
+from .history import GUEST, History
 from .issues import Found
 from .model import (
     AUDIO,
@@ -79,7 +79,7 @@ def judge(
         return row.waiting()
     if _elsewhere(h):
         return row.verdict(TransactionStatus.IN_PROGRESS, None, elsewhere=True)
-    if h.end is not None:
+    if h.end is not None and (h.end.outcome == Outcome.SUCCESS or not pipeline.stages):
         return row.verdict(TransactionStatus.COMPLETED, None)
     settles_ns: int | None = None
     if _looks_done(h, pipeline):
@@ -135,13 +135,13 @@ class _Row(NamedTuple):
         )
 
     def stalled(self) -> Verdict:
-        text = issues.stall_text(self.h, self.transaction_id, self.current)
+        text = issues.stall_text(self.h, self.pipeline, self.transaction_id, self.current)
         return self.verdict(TransactionStatus.STALLED, Found(text, 0), next_ns=self.work.next_ns)
 
     def in_progress(self, next_ns: int | None, *, sentence: bool) -> Verdict:
         """IN_PROGRESS until `next_ns`; the memory sentence may come before a stall does."""
         found = None
-        if sentence and issues.memory_awaited(self.h):
+        if sentence and issues.memory_awaited(self.h, self.pipeline):
             due_ns = self.h.news_ns + self.patience.memory_sentence_ns(self.pipeline)
             if self.now_ns >= due_ns:
                 found = Found(issues.MEMORY_STALLED, 0)
@@ -182,13 +182,19 @@ def current_stage(h: History) -> AnyEvent | None:
 def _elsewhere(h: History) -> bool:
     """Handed over, and nothing was attempted here since."""
     handed = h.handed_over
-    return handed is not None and not any(a.start_ns >= handed.start_ns for a in h.attempts)
+    if handed is None:
+        return False
+    if handed.key == GUEST and h.end is not None and h.end.at_ns >= handed.start_ns:
+        return False
+    return not any(a.start_ns >= handed.start_ns for a in h.attempts)
 
 
 def _looks_done(h: History, pipeline: Pipeline) -> bool:
     last = h.last_attempt
     if last is None:
         return False
+    if h.root is not None and h.root.opened and not h.root.ended:
+        return False  # it is a block of the application's: leaving that will tell
     if last.outcome == Outcome.SKIPPED:
         return True
     if not pipeline.stages:

@@ -6,10 +6,13 @@ exception that leaves it. What the caller sees is what it would have seen withou
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import inspect
+import sys
 import types
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Final, Protocol
 
@@ -23,6 +26,10 @@ class Attachable(Protocol):
 
     def detach(self) -> None:
         """Makes current what was before."""
+        ...
+
+    def pulse(self) -> None:
+        """Work goes on."""
         ...
 
     def leave(self, error: BaseException | None) -> None:
@@ -73,14 +80,15 @@ def _plain(function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         if type(result) is types.CoroutineType:
             # A plain function in front of a coroutine, as other decorators leave one.
             frame.detach()
-            return _await(frame, result)
+            return _awaiting(frame, result)
         frame.leave(None)
         return result
 
     return call
 
 
-async def _await(frame: Attachable, coroutine: Coroutine[Any, Any, Any]) -> Any:
+async def _await(frame: Attachable, coroutine: Coroutine[Any, Any, Any], key: object) -> Any:
+    _UNBEGUN.pop(key, None)
     frame.attach()
     try:
         result = await coroutine
@@ -89,6 +97,25 @@ async def _await(frame: Attachable, coroutine: Coroutine[Any, Any, Any]) -> Any:
         raise
     frame.leave(None)
     return result
+
+
+_UNBEGUN: Final[dict[object, weakref.ref[Any]]] = {}
+"""Coroutines that were returned and have not begun yet."""
+
+
+def _awaiting(frame: Attachable, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """`coroutine`, within `frame` and under its own name."""
+    key = object()
+    made = _await(frame, coroutine, key)
+    made.__name__, made.__qualname__ = coroutine.__name__, coroutine.__qualname__  # type: ignore[attr-defined]
+
+    def gone(_: object) -> None:
+        if _UNBEGUN.pop(key, None) is not None:  # closed or let go before it began
+            coroutine.close()
+            frame.leave(asyncio.CancelledError())
+
+    _UNBEGUN[key] = weakref.ref(made, gone)
+    return made
 
 
 def _coroutine(function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
@@ -106,6 +133,21 @@ def _coroutine(function: Callable[..., Any], begin: Begin) -> Callable[..., Any]
     return call
 
 
+class _Ended:
+    """Stands for a frame that was left before its generator had ended."""
+
+    def attach(self) -> None:
+        """Nothing."""
+
+    detach = pulse = attach
+
+    def leave(self, error: BaseException | None) -> None:
+        """Nothing."""
+
+
+_IGNORED: Final = "generator ignored GeneratorExit"
+
+
 def _generator(function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         frame = begin(args, kwargs)
@@ -118,7 +160,7 @@ def _generator(function: Callable[..., Any], begin: Begin) -> Callable[..., Any]
         while True:
             frame.attach()  # never across the yield below: the consumer is no part of it
             try:
-                item = resume(value)
+                items = [resume(value)]
             except StopIteration as stop:
                 frame.leave(None)
                 return stop.value
@@ -127,22 +169,25 @@ def _generator(function: Callable[..., Any], begin: Begin) -> Callable[..., Any]
                 frame.leave(error)
                 raise
             frame.detach()
+            frame.pulse()
+            if type(value) is GeneratorExit:
+                # It is not closed, and Python says so to whoever closed it.
+                frame.leave(RuntimeError(_IGNORED))
+                frame = _Ended()
+            value = None  # while it is suspended nothing is held that the consumer lets go
             try:
-                value = yield item
+                value = yield items.pop()
                 resume = generator.send
-            except GeneratorExit as closed:
-                frame.attach()
-                try:
-                    generator.close()
-                except BaseException as error:
-                    frame.leave(error)
-                    raise
-                frame.leave(closed)
-                raise
             except BaseException as thrown:
+                # As it came: without this frame at its innermost end.
+                thrown.__traceback__ = _behind(thrown)
                 resume, value = generator.throw, thrown
 
     return call
+
+
+def _behind(error: BaseException) -> types.TracebackType | None:
+    return None if error.__traceback__ is None else error.__traceback__.tb_next
 
 
 def _async_generator(function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
@@ -150,36 +195,41 @@ def _async_generator(function: Callable[..., Any], begin: Begin) -> Callable[...
         frame = begin(args, kwargs)
         try:
             generator = function(*args, **kwargs)
+            # The event loop closes this one, which closes that one: not both at once.
+            hooks = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(None, None)
+            try:
+                awaited = generator.asend(None)
+            finally:
+                sys.set_asyncgen_hooks(*hooks)
         except BaseException as error:
             frame.leave(error)
             raise
-        resume, value = generator.asend, None
+        value: Any = None
         while True:
             frame.attach()
             try:
-                item = await resume(value)
+                items = [await awaited]
             except StopAsyncIteration:
                 frame.leave(None)
                 return
             except BaseException as error:
-                value = None
+                value = awaited = None
                 frame.leave(error)
                 raise
             frame.detach()
+            frame.pulse()
+            if type(value) is GeneratorExit:
+                frame.leave(RuntimeError("async " + _IGNORED))
+                frame = _Ended()
+            value = awaited = None
             try:
-                value = yield item
-                resume = generator.asend
-            except GeneratorExit as closed:
-                frame.attach()
-                try:
-                    await generator.aclose()
-                except BaseException as error:
-                    frame.leave(error)
-                    raise
-                frame.leave(closed)
-                raise
+                awaited = generator.asend((yield items.pop()))
             except BaseException as thrown:
-                resume, value = generator.athrow, thrown
+                thrown.__traceback__ = _behind(thrown)
+                value = thrown
+            if value is not None:
+                awaited = generator.athrow(value)
 
     return call
 
@@ -231,39 +281,42 @@ class WrappedPartial(functools.partial):  # type: ignore[type-arg]
 class WrappedCallable:
     """An object with ``__call__`` (or a cached or built-in function), its other attributes kept."""
 
-    def __init__(self, inner: Any, call: Callable[..., Any], remake: Any) -> None:
+    def __init__(self, inner: Any, remake: Any) -> None:
         functools.update_wrapper(self, inner, updated=())
         self._inner = inner
-        self._call = call
         self._remake = remake
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the object."""
-        return self._call(*args, **kwargs)
+        """As the object: see `wrap`."""
+        raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_inner", "_call", "_remake"):  # not made yet: it is being copied
+        if name in ("_inner", "_remake"):  # not made yet: it is being copied
             raise AttributeError(name)
         return getattr(self._inner, name)
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is None or not hasattr(type(self._inner), "__get__"):
-            return self
-        return types.MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"<wrapped {self._inner!r}>"
 
     def __reduce__(self) -> Any:
+        name = getattr(self, "__qualname__", None)
+        if isinstance(name, str) and _found(self.__module__, name) is self:
+            return name  # as a cached function does, which is found by its name
         return self._remake
 
 
-class WrappedAsyncCallable(WrappedCallable):
-    """The same for an ``async def __call__``, by which frameworks tell what to await."""
+class WrappedDescriptor(WrappedCallable):
+    """One that binds to an instance, as a cached function in a class does."""
 
-    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the object."""
-        return await self._call(*args, **kwargs)
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+
+def _found(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def wrap(target: Any, begin: Begin, remake: Any) -> Any:
@@ -281,13 +334,17 @@ def wrap(target: Any, begin: Begin, remake: Any) -> Any:
         partial._remake = remake
         partial.__dict__.update({"__name__": name_of(target), **target.__dict__})
         return partial
-    if isinstance(target, types.FunctionType) or inspect.iscoroutinefunction(target):
-        return wrap_function(target, begin)
     if isinstance(target, types.MethodType):
         return types.MethodType(wrap_function(target.__func__, begin), target.__self__)
+    if isinstance(target, types.FunctionType) or inspect.iscoroutinefunction(target):
+        return wrap_function(target, begin)
     call = _unbound(target)
-    kind = WrappedAsyncCallable if inspect.iscoroutinefunction(call) else WrappedCallable
-    return kind(target, wrap_function(call, begin), remake)
+    kind = WrappedDescriptor if hasattr(type(target), "__get__") else WrappedCallable
+    made: type[WrappedCallable] = type(
+        # Its `__call__` is a function of the kind that the object's is: frameworks look at it.
+        kind.__name__, (kind,), {"__call__": staticmethod(wrap_function(call, begin))},
+    )  # fmt: skip
+    return made(target, remake)
 
 
 def _unbound(target: Any) -> Callable[..., Any]:

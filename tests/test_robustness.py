@@ -5,79 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from otel_tracker import PipelineStage, TransactionStatus
 from otel_tracker.privacy import MAX_KEPT_NODES, plain, scrub
 from otel_tracker.recorder import Recorder
 from otel_tracker.testing import fresh_tracker
 from otel_tracker.verdict import judge
+from tests import otlp
+from tests.otlp import receiver
 
-ROOT = Path(__file__).parent.parent
 MEMORY_STARTED = PipelineStage.MEMORY_STARTED
 MEMORY_COMPLETED = PipelineStage.MEMORY_COMPLETED
 CONVERSATION_ENDED = PipelineStage.CONVERSATION_ENDED
 
 
-@contextmanager
-def receiver() -> Iterator[tuple[str, list[Any]]]:
-    """An OTLP/HTTP endpoint on loopback; the spans that came, in order of arrival."""
-    spans: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # the name that http.server asks for
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                import gzip
-
-                body = gzip.decompress(body)
-            request = ExportTraceServiceRequest.FromString(body)
-            for resource in request.resource_spans:
-                for scope in resource.scope_spans:
-                    spans.extend(scope.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            return None
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", spans
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 def run(code: str, endpoint: str) -> str:
     """What `code` prints in a process of its own that exports to `endpoint`."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        env={**env, "PYTHONPATH": str(ROOT), "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return otlp.run(["-c", textwrap.dedent(code)], endpoint)
 
 
 def outcome(span: Any) -> str | None:

@@ -371,7 +371,7 @@ def test_the_newest_end_counts() -> None:
 @pytest.mark.parametrize("outcome", ["", Outcome.INTERRUPTED, Outcome.ABANDONED])
 def test_a_root_that_ended_without_a_verdict_says_nothing(outcome: str) -> None:
     """Only success, failure and cancelled on a root speak of the transaction."""
-    verdict = at(9, root(0, 5, outcome), attempt(TRANSCRIPTION, 2, 1, 2))
+    verdict = at(9, root(0, 5, outcome, closed=False), attempt(TRANSCRIPTION, 2, 1, 2))
     assert verdict.status is IN_PROGRESS
 
 
