@@ -22,7 +22,7 @@ help: ## List the targets
 	done
 
 .PHONY: demo
-demo: .venv/.project ## Run the demo: a voice-notes pipeline on recorded speech
+demo: .venv/.project ## Run the demo: a voice-notes service of several processes, on recorded speech
 	@$(BIN)/otel-tracker demo $(ARGS)
 
 .PHONY: test

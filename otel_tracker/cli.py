@@ -81,10 +81,11 @@ def _missing(extra: str, *modules: str) -> bool:
 def _add_demo(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="run a voice-notes pipeline on recorded speech",
-        description="Runs a voice-notes pipeline: recordings are streamed, recognised and turned "
-        "into memories, and the tracker watches. Without FILES, the shipped recordings: one of "
-        "them is truncated, one is silent, and one finds its database locked.",
+        help="run a voice-notes service on recorded speech",
+        description="Runs a voice-notes service of several processes: recordings are streamed to "
+        "it, recognised and turned into memories, and the tracker watches. Without FILES, the "
+        "shipped recordings: one of them is truncated, one is silent, and one finds its database "
+        "locked.",
     )
     parser.add_argument(
         "files", nargs="*", type=Path, metavar="FILES",
@@ -92,7 +93,7 @@ def _add_demo(subparsers: Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true",
-        help="print the dashboard's data as JSON, and nothing else, on stdout",
+        help="print the dashboard's data and a trace as JSON, and nothing else, on stdout",
     )  # fmt: skip
     parser.add_argument(
         "--dir", type=Path, metavar="DIR",
@@ -102,7 +103,7 @@ def _add_demo(subparsers: Subparsers) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    if _missing("demo", "pocketsphinx", "rich", "jiwer"):
+    if _missing("demo", "pocketsphinx", "rich", "jiwer", "fastapi", "uvicorn", "websockets"):
         return 1
     from .demo import report, run
 
@@ -116,7 +117,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         return 1
     if arguments.json:
         report.print_report(result, sys.stderr, dashboard=False)
-        print(json.dumps(result.data, indent=2))
+        print(json.dumps(result.as_json(), indent=2))
     else:
         report.print_report(result, sys.stdout, dashboard=True)
     complaints = result.complaints()

@@ -27,8 +27,7 @@ from .model import (
 from .privacy import Privacy, id_text
 from .wrapping import name_of, wrap
 
-F = TypeVar("F")
-C = TypeVar("C", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
+F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
 
 _MEANT: Final = {
     "transaction": "transaction_id",
@@ -523,7 +522,7 @@ def _remake_transaction(
 
 
 @overload
-def stage(function: C, /) -> C: ...
+def stage(function: F, /) -> F: ...
 @overload
 def stage(
     name: AnyEvent | str | None = None,
@@ -579,11 +578,11 @@ def stage(
     )  # fmt: skip
     if type(name) is str or not _is_target(name):
         return declared
-    return declared(name)
+    return declared(name)  # type: ignore[type-var]
 
 
 @overload
-def transaction(function: C, /) -> C: ...
+def transaction(function: F, /) -> F: ...
 @overload
 def transaction(
     pipeline: Pipeline | str | None = None,
@@ -641,7 +640,7 @@ def transaction(
         "tracker": tracker, "attributes": attributes,
     }  # fmt: skip
     if _is_target(pipeline):
-        return TransactionOf(None, **options)(pipeline)
+        return TransactionOf(None, **options)(pipeline)  # type: ignore[type-var]
     return TransactionOf(pipeline, **options)  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from .history import History
-from .model import MEMORY, AnyEvent, Fact, Kind, Outcome, Phase, Pipeline, event_of
+from .model import MEMORY, TRANSCRIPTION, AnyEvent, Fact, Kind, Outcome, Phase, Pipeline, event_of
 
 MEMORY_FAILED: Final = "Transcription completed but memory creation failed"
 MEMORY_STALLED: Final = "Transcription completed but memory processing stalled"
@@ -82,7 +82,7 @@ def past_failures(h: History, stages: tuple[str, ...] = ()) -> list[Found]:
         put_right = went_well or any(a is attempt for a in same)
         found.append(_found(attempt, h, resolved=put_right))
     # A stall that lasts is found by its silence; one that was told remains when that is over.
-    found.extend(Found(_stall_of(s), s.at_ns, resolved=True) for s in h.told_stalls if s.error)
+    found.extend(Found(_stall_of(s, h), s.at_ns, resolved=True) for s in h.told_stalls if s.error)
     return found
 
 
@@ -126,8 +126,17 @@ def stall_reason(text: str, stage: str, silent_s: float) -> str:
     return f"{text}{_NO_PROGRESS}{stage} for {silent_s:.0f} s"
 
 
-def _stall_of(told: Fact) -> str:
+def _stall_of(told: Fact, h: History) -> str:
+    """Its sentence. Who told it may not know, as this view does, that transcription was done."""
+    if told.stage == MEMORY and _memory_was_awaited(told, h):
+        return MEMORY_STALLED
     return told.error.partition(_NO_PROGRESS)[0]
+
+
+def _memory_was_awaited(told: Fact, h: History) -> bool:
+    before = [a for a in h.attempts if a.closed and a.at_ns < told.at_ns]
+    transcribed = any(a.stage == TRANSCRIPTION and a.outcome == Outcome.SUCCESS for a in before)
+    return transcribed and not any(a.stage == MEMORY for a in before)
 
 
 def queue_text(stage: str) -> str:

@@ -28,7 +28,7 @@ class Note:
     between two folds is folded once.
     """
 
-    __slots__ = ("_queued", "end", "end_seen", "start", "start_seen", "store")
+    __slots__ = ("_queued", "end", "end_seen", "is_over", "start", "start_seen", "store")
 
     def __init__(self, store: Store, start: Fact) -> None:
         self.store = store
@@ -37,6 +37,8 @@ class Note:
         self.end: Fact | None = None
         self.start_seen = False
         self.end_seen = False
+        self.is_over = False
+        """Its end was folded: queued again, it must not count again."""
         self._queued = False
 
     def put(self) -> None:

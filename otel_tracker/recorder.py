@@ -869,7 +869,7 @@ class Recorder:
             metadata: plain data given with the end.
         """
         now_ns = self._touch(handle)
-        handle.is_told = True
+        handle.is_told, handle.ends_with_work = True, False
         if handle.open:
             self._infer(handle, list(handle.open), now_ns, went_well=success)
         self.end_audio(handle)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
-from .model import Fact, SocketFact
+from .model import Fact, Kind, SocketFact
 from .state import Dropped, News, State
 
 T = TypeVar("T")
@@ -48,6 +48,9 @@ class SystemClock:
 
 class FactSource(Protocol):
     """Something cumulative that is read when it is folded, such as an audio meter."""
+
+    is_over: bool
+    """Nothing more will come of it."""
 
     def fact(self) -> Fact:
         """What it stands at now."""
@@ -143,7 +146,10 @@ class Store:
                 elif isinstance(fact, SocketFact):
                     state.apply_socket(fact)
                 else:
-                    state.apply(fact.fact())
+                    newest = fact.fact()
+                    if not fact.is_over:
+                        state.apply(newest)
+                        fact.is_over = newest.ended and newest.kind is not Kind.AUDIO
             except Exception as error:
                 self._defect(error)
 

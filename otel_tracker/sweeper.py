@@ -308,7 +308,7 @@ class Sweeper:
             self._recorder.tell_verdict(
                 handle, stand.outcome, error=stand.error, error_type=stand.error_type
             )
-        if rests:
+        if rests and not handle.blocks:
             self._recorder.end_root(handle)
             self._recorder.end_audio(handle)
         if handle.root.get() is None and (rests or (stand is not None and stand.done)):

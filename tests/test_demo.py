@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
+import queue
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from websockets.sync.client import ClientConnection, connect
 
+from otel_tracker import TransactionStatus, stage, transaction
 from otel_tracker.demo import report
 from otel_tracker.demo.audio import AudioError, packets, samples, size_of
 from otel_tracker.demo.faults import locked
 from otel_tracker.demo.memories import Memory, MemoryStore, extract
-from otel_tracker.demo.pipeline import VoiceNote
+from otel_tracker.demo.pipeline import STALL_AFTER_S, VOICE_NOTES, Recorded
 from otel_tracker.demo.recognizer import Recognizer
 from otel_tracker.demo.run import (
     RECORDINGS,
-    STALL_AFTER_S,
     Recording,
     Run,
     Stall,
+    VoiceNote,
     own,
     shipped,
     word_error_rate,
 )
+from otel_tracker.demo.traces import Span, Trace
+from otel_tracker.demo.watch import Watch
+from otel_tracker.demo.web import server
+from otel_tracker.testing import Harness, fresh_tracker
 
 ROOT = Path(__file__).parent.parent
 TRUNCATED = (
@@ -150,6 +161,50 @@ def test_locked_database_stalls_and_recovers(demo: Finished) -> None:
     assert kept == [Memory("task", "book a table for two on saturday evening")]
 
 
+def test_each_transaction_is_one_trace(demo: Finished) -> None:
+    """Every transaction is one trace, whole; those that became memories crossed three processes."""
+    expected = [recording.expect for recording in shipped()]
+    traces = demo.data["traces"]
+    assert traces["whole"] == len(expected)
+    assert traces["through_three_processes"] == expected.count("completed")
+    assert traces["example"]["recording"] == "dinner.wav"
+
+
+def test_the_trace_shows_which_process_did_what(demo: Finished) -> None:
+    """One root, every stage under it, each with the service and the process that did it."""
+    rows = demo.data["traces"]["example"]["spans"]
+    depths = {row["span"]: row["depth"] for row in rows}
+    assert (depths.pop("voice_notes"), set(depths.values())) == (0, {1})
+    assert {row["span"]: row["service"].removeprefix("voice-notes-") for row in rows} == {
+        "voice_notes": "web",
+        "audio": "web",
+        "transcription queued": "transcriber",
+        "transcription": "transcriber",
+        "memory queued": "memory",
+        "memory": "memory",
+        "memory stalled": "memory",
+        "memory recovered": "memory",
+        "ended success": "memory",
+    }
+    ids = {(row["service"], row["process"]) for row in rows}
+    assert len(ids) == len({process for _, process in ids}) == 3
+    outcomes = {row["span"]: row["outcome"] for row in rows}
+    assert outcomes["transcription"] == outcomes["memory"] == "success"
+    assert outcomes["memory stalled"] == "error"
+
+
+def test_the_trace_is_printed(demo: Finished) -> None:
+    """The report shows the same trace line by line."""
+    printed = demo.err.partition("Trace of dinner.wav\n")[2].partition("\nOne root")[0]
+    header, *lines = printed.splitlines()
+    assert header.split() == ["span", "service", "process", "at", "s", "for", "s", "outcome"]
+    rows = demo.data["traces"]["example"]["spans"]
+    for line, row in zip(lines, rows, strict=True):
+        assert line.startswith(" " * row["depth"] + row["span"] + " ")
+        assert f" {row['service']} " in line
+        assert f" {row['process']} " in line
+
+
 def test_word_error_rate(demo: Finished) -> None:
     """The transcripts are right: at most one word in ten is wrong, and stderr says how many."""
     found = re.search(r"Word error rate of all transcripts: ([\d.]+)%", demo.err)
@@ -202,7 +257,15 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     text = directory / "not a recording.wav"
     text.write_text("this is a text, and a long one, but no recording of anything at all")
     files = (good, stereo, text, directory / "missing.wav")
-    return run_demo(directory / "kept", *map(str, files))
+    # What a developer's machine may have set: none of it may keep the demo from showing anything.
+    environment = {
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+        "OTEL_SDK_DISABLED": "true",
+        "OTEL_TRACES_SAMPLER": "always_off",
+        "OTEL_TRACKER_DISABLED": "true",
+    }
+    return run_demo(directory / "kept", *map(str, files), **environment)
 
 
 def test_own_recording_is_recognised(own_files: Finished) -> None:
@@ -272,7 +335,100 @@ def test_export_and_links(collector: tuple[str, list[bytes]], tmp_path: Path) ->
     done = run_demo(tmp_path / "kept", str(file), OTEL_EXPORTER_OTLP_ENDPOINT=address)
     link = re.search(r"quiet\.wav: http://localhost:16686/trace/([0-9a-f]{32})", done.out)
     assert link, done.out
-    assert bytes.fromhex(link[1]) in b"".join(bodies)
+    sent = b"".join(bodies)
+    assert bytes.fromhex(link[1]) in sent
+    assert {b"voice-notes-web", b"voice-notes-transcriber"} <= set(
+        re.findall(rb"voice-[a-z-]+", sent)
+    )
+
+
+# --- a run that is ended early --------------------------------------------------------------------
+
+DIES: Final = """
+import multiprocessing, os, sys
+from pathlib import Path
+from otel_tracker.demo import processes, run
+
+def on_progress(recording, stage, share):
+    if stage == "transcription" and not hit:
+        run._SILENT_AT_MOST_S, processes._END_WITHIN_S = 1.0, 1.0
+        hit.extend(p for p in multiprocessing.active_children() if p.name == name)
+        for process in hit:
+            os.kill(process.pid, int(number))
+
+directory, name, number = sys.argv[1:]
+hit = []
+result = run.run(run.own([run.RECORDINGS / "car.wav"]), Path(directory), on_progress)
+print(*result.complaints(), [n.error for n in result.notes], sep="\\n")
+print(multiprocessing.active_children())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "signal_", "complaint"),
+    [
+        (
+            "voice-notes-transcriber",
+            signal.SIGKILL,
+            "the process voice-notes-transcriber ended before its work was done (exit code -9)",
+        ),
+        ("voice-notes-memory", signal.SIGSTOP, "nothing was heard for 1 s"),
+    ],
+)
+def test_a_process_that_dies_or_hangs(
+    tmp_path: Path, name: str, signal_: signal.Signals, complaint: str
+) -> None:
+    """The run ends soon, with one complaint that says why, and leaves no process behind."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", DIES, str(tmp_path), name, str(int(signal_))],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [complaint, "['nobody finished it']", "[]"], done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into Linux's /proc")
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_behind(tmp_path: Path, signal_: signal.Signals) -> None:
+    """After Ctrl-C, or when it is killed, every process of the demo ends; Ctrl-C is no crash."""
+    command = [sys.executable, "-W", "error", "-m", "otel_tracker", "demo", "--dir", str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        # When the first memory is kept, all of its processes have been at work.
+        until((tmp_path / "memories" / "anna.sqlite").exists)
+        # A terminal sends Ctrl-C to all of them.
+        (os.killpg if signal_ == signal.SIGINT else os.kill)(process.pid, signal_)
+        try:
+            until(lambda: not group_exists(process.pid))
+        finally:
+            if group_exists(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.stderr is not None
+        err = process.stderr.read()
+    if signal_ == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Traceback" not in err
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 40) -> None:
+    """Waits for it."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def group_exists(group: int) -> bool:
+    """Whether a process of this group is left; one that nobody has waited for yet counts not."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -373,12 +529,155 @@ def test_write_waits_for_the_lock(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [store.path_of("../a b")]  # never outside the directory
 
 
+@dataclass(frozen=True)
+class Web:
+    """The web application on a server of the test's own, and the queue that it fills."""
+
+    t: Harness
+    jobs: queue.Queue[Recorded]
+    address: str
+
+    def call(self) -> ClientConnection:
+        """A phone that begins a recording."""
+        who = "user_id=u&client_id=c&file_name=note.wav"
+        return connect(f"ws://{self.address}/recordings?{who}", open_timeout=10, close_timeout=10)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    jobs: queue.Queue[Recorded] = queue.Queue()
+    with fresh_tracker(use_as_shared=True) as t, socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = server(cast("Any", jobs))
+        thread = threading.Thread(target=serving.run, args=([listener],))
+        thread.start()
+        try:
+            yield Web(t, jobs, f"127.0.0.1:{listener.getsockname()[1]}")
+        finally:
+            serving.should_exit = True
+            thread.join()
+
+
+def test_web_queues_a_recording(web: Web) -> None:
+    """Packets in, one job out: it carries the transaction, whose root ends with the hand-over."""
+    with web.call() as phone:
+        transaction_id = str(phone.recv(timeout=10))
+        assert web.t.tracker.metrics.active_websockets == 1
+        phone.send(b"ab")
+        phone.send(b"c")
+        phone.send('{"error": null}')
+        assert list(phone) == []  # closed, and well
+    job = web.jobs.get(timeout=10)
+    assert (job.user_id, job.file_name, job.recording) == ("u", "note.wav", b"abc")
+    assert transaction_id.replace("-", "") in job.carrier["traceparent"]
+    audio, root = sorted(web.t.spans(), key=lambda s: s["name"])
+    assert (audio["name"], root["name"]) == ("audio", "voice_notes")
+    assert audio["attributes"]["otel_tracker.audio.chunks"] == 2
+    assert root["attributes"]["user.id"] == "u"
+    until(lambda: web.t.tracker.metrics.active_websockets == 0)
+
+
+@pytest.mark.parametrize(
+    ("last", "issue"),
+    [
+        ('{"error": "the battery is empty"}', "the battery is empty"),
+        (None, "the connection was lost"),
+        (b"x" * 50_000, "the recording is too long"),
+    ],
+)
+def test_web_fails_what_does_not_arrive(
+    web: Web, monkeypatch: pytest.MonkeyPatch, last: str | bytes | None, issue: str
+) -> None:
+    """A phone that gives up, goes away or sends without end fails its transaction; no job."""
+    monkeypatch.setattr("otel_tracker.demo.web.LONGEST_BYTES", 40_000)
+    with web.call() as phone:
+        transaction_id = str(phone.recv(timeout=10))
+        phone.send(b"ab")
+        if last is not None:
+            phone.send(last)
+            assert list(phone) == []
+    until(lambda: web.t.status(transaction_id) is TransactionStatus.FAILED)
+    assert web.t.issue(transaction_id) == f"Failed at audio_received: {issue}"
+    assert web.jobs.empty()
+
+
+def post(endpoint: str, body: bytes, length: int | str | None = None) -> int:
+    """The status of a request with this body and, where given, a length that it claims."""
+    host = endpoint.split("/")[2]
+    connection = http.client.HTTPConnection(host, timeout=10)
+    try:
+        connection.putrequest("POST", "/v1/traces")
+        if length != "":
+            connection.putheader("Content-Length", str(len(body) if length is None else length))
+        connection.endheaders(body)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_watch_takes_spans_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request's spans are folded and kept; garbage, no length and too much are refused."""
+    with fresh_tracker() as sender:
+        tracker = sender.tracker
+        with transaction("voice", tracker=tracker) as tx, stage("memory", tracker=tracker):
+            pass
+        body = encode_spans(sender.finished_spans()).SerializeToString()
+    with fresh_tracker() as t, Watch(t.tracker.receiver.take) as watch:
+        assert post(watch.endpoint, body) == 200
+        assert t.status(tx.id) is TransactionStatus.COMPLETED
+        assert sorted(span.name for span in watch.spans) == ["memory", "voice"]
+        assert {(s.service, s.process) for s in watch.spans} == {("test", str(os.getpid()))}
+        assert post(watch.endpoint, b"garbage") == 400
+        assert post(watch.endpoint, b"", "") == 411
+        assert post(watch.endpoint, b"", "many") == 411
+        assert post(watch.endpoint, b"", 5_000_000) == 413
+        monkeypatch.setattr("otel_tracker.demo.watch._SPANS_AT_MOST", 3)
+        assert post(watch.endpoint, body) == 200
+        assert len(watch.spans) == 3
+    with pytest.raises(OSError, match="refused"):
+        post(watch.endpoint, body)
+
+
+def test_stall_that_a_worker_told_has_the_documented_sentence() -> None:
+    """The worker does not know that transcription was done; who sees all spans says it."""
+    with fresh_tracker() as web:
+        with transaction(VOICE_NOTES, tracker=web.tracker) as tx:
+            with stage("transcription", tracker=web.tracker):
+                pass
+            tx.queued("memory")
+            carrier = tx.carrier()
+            tx.hand_over()
+        spans = web.finished_spans()
+    with fresh_tracker() as worker:
+        worker.tracker.declare(VOICE_NOTES)
+        worker.clock.advance(1)
+        with stage("memory", carrier=carrier, tracker=worker.tracker):
+            worker.advance(STALL_AFTER_S + 1)
+            worker.advance(1)
+        spans += worker.finished_spans()
+    assert "memory stalled" in {span.name for span in spans}
+    with fresh_tracker() as t:
+        t.tracker.declare(VOICE_NOTES)
+        t.clock.advance(10)
+        t.tracker.receiver.take(encode_spans(spans).SerializeToString())
+        issues = t.tracker.get_dashboard_data()["recent_issues"]
+    text = "Transcription completed but memory processing stalled"
+    assert [(issue["issue"], issue["resolved"]) for issue in issues] == [(text, True)]
+
+
 # --- what is said of a run ------------------------------------------------------------------------
 
 
 def a_run(recording: Recording, note: VoiceNote, *stalls: Stall) -> Run:
     metrics = {"active_transactions": 0, "stalled_transactions": 0}
-    return Run([recording], Path("/kept"), [note], list(stalls), {"system_metrics": metrics})
+    traces = {note.transaction_id: Trace([span(1), span(2, 1, "2"), span(3, 1, "3")])}
+    data = {"system_metrics": metrics}
+    return Run([recording], Path("/kept"), [note], list(stalls), data, traces=traces)
+
+
+def span(number: int, parent: int | None = None, process: str = "1") -> Span:
+    """A span that did work in a process."""
+    parent_id = "" if parent is None else str(parent)
+    return Span("t", str(number), parent_id, "work", "web", process, number, number + 1, "success")
 
 
 def test_complaints() -> None:
@@ -398,6 +697,28 @@ def test_complaints() -> None:
     ]
     good.data["system_metrics"]["stalled_transactions"] = 1
     assert good.complaints() == ["transactions that are still stalled: 1"]
+    good.trouble = "the process ended"
+    assert good.complaints() == ["the process ended"]  # the rest follows from it
+
+
+@pytest.mark.parametrize(
+    ("spans", "flaw"),
+    [
+        ([], "no span of it came"),
+        ([span(1), span(2)], "it has 2 roots"),
+        ([span(2, 1), span(3, 2)], "it has 0 roots"),
+        ([span(1), span(2, 1), span(3, 9)], "1 of its spans are not under its root"),
+        ([span(1), span(2, 3), span(3, 2)], "2 of its spans are not under its root"),
+        ([span(1), span(1), span(2, 1), span(3, 2)], "it shows 1 of 3 processes"),
+        ([span(1), span(2, 1, "2"), span(3, 2, "3"), span(3, 2, "3")], ""),
+    ],
+)
+def test_a_trace_that_proves_nothing_is_a_complaint(spans: list[Span], flaw: str) -> None:
+    """No span, several roots, spans beside the root or in a circle, or too few processes."""
+    path = Path("a.wav")
+    result = a_run(Recording(path, "u", "hello", "completed"), VoiceNote("t", "u", path, "hello"))
+    result.traces = {"t": Trace(spans)}
+    assert result.complaints() == ([f"the trace of a.wav is not whole: {flaw}"] if flaw else [])
 
 
 def test_word_error_rate_counts_what_is_known() -> None:
@@ -413,7 +734,7 @@ def test_progress_bars_take_every_stage(capsys: pytest.CaptureFixture[str]) -> N
     """Bars take any stage from any thread, go to stderr, and print names as they are."""
     recording = Recording(Path("a [red] note.wav"), "u")
     with report.progress_bars([recording]) as show:
-        for stage in ("audio", "transcription", "memory", "stalled", "completed"):
+        for stage in ("audio", "queued", "transcription", "memory", "stalled", "completed"):
             show(recording, stage, 0.5)
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -1255,7 +1255,7 @@ def test_a_recursive_function_is_a_stage_within_a_stage(t: Harness) -> None:
 def test_a_function_that_recurses_for_ever(t: Harness, mode: str) -> None:
     """The caller gets Python's RecursionError, wherever it strikes, and nothing is left running.
 
-    Where it strikes in `__enter__` or `__exit__` themselves, the innermost attempts cannot be ended.
+    Where it strikes in `__enter__` or `__exit__` themselves, the innermost attempts stay open.
     """
 
     @stage("work")

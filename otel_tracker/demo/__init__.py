@@ -1,5 +1,7 @@
-"""A voice-notes pipeline that works: recorded speech, recognised, turned into memories, tracked.
+"""A voice-notes service that works: speech by WebSocket, recognised, remembered, and tracked.
 
-Read `pipeline` first: it is how a pipeline of one's own reports to the tracker. Only `run` and
-`report` know that this is a demo. Run it with ``otel-tracker demo``.
+Read `web` and `workers` first: they are how an application of one's own reports to the tracker, and
+`pipeline` is what they share. `audio`, `recognizer` and `memories` do the work and know nothing of
+it; `processes` runs them. Only the other files know that this is a demo: `client` sends, `watch`
+and `traces` look on, `run` and `report` bring it together. Run it with ``otel-tracker demo``.
 """

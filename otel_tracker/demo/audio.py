@@ -22,6 +22,8 @@ _PACKET_S: Final = 0.1
 _PACE: Final = 20
 """Packets come that many times faster than someone speaks."""
 _LONGEST_S: Final = 600
+LONGEST_BYTES: Final = _LONGEST_S * BYTES_PER_SECOND
+"""What is longer is refused."""
 _UNKNOWN_LENGTH: Final = 0x7FFF_0000
 """Bytes: programs that write a WAV into a pipe cannot know its length and claim about this much."""
 
@@ -42,7 +44,7 @@ def size_of(path: Path) -> int:
         raise AudioError(f"{path.name} cannot be read: {error.strerror}") from error
     if not path.is_file():
         raise AudioError(f"{path.name} is no file")
-    if size > _LONGEST_S * BYTES_PER_SECOND:
+    if size > LONGEST_BYTES:
         raise AudioError(f"{path.name} is longer than {_LONGEST_S // 60} minutes")
     return size
 

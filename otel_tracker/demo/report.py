@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _BAR: Final = {"audio": (0.0, 0.2), "transcription": (0.2, 0.9), "memory": (0.9, 1.0)}
 """Each stage's part of a recording's bar, by about what it takes."""
+_WAITING: Final = ("queued", "stalled")
 _STYLES: Final = {
     "completed": "green",
     "failed": "red",
@@ -64,7 +65,7 @@ def progress_bars(
             if stage in _BAR:
                 begin, end = _BAR[stage]
                 bars.update(bar, completed=begin + (end - begin) * share)
-            elif stage != "stalled":
+            elif stage not in _WAITING:
                 bars.update(bar, completed=1)
                 bars.stop_task(bar)
 
@@ -92,6 +93,7 @@ def print_report(result: Run, out: TextIO, *, dashboard: bool) -> None:
     if dashboard:
         _print_issues(console, result.data["recent_issues"])
     _print_stalls(console, result)
+    _print_trace(console, result)
     _print_where(console, result)
 
 
@@ -170,13 +172,35 @@ def _print_stalls(console: Console, result: Run) -> None:
             console.print(line, soft_wrap=True)
 
 
+def _print_trace(console: Console, result: Run) -> None:
+    crossing = result.crossing()
+    if not crossing:
+        return
+    note = crossing[0]
+    console.print(f"\nTrace of {note.path.name}", style="bold")
+    lines = [("span", "service", "process", "at s", "for s", "outcome")]
+    for row in result.trace_of(note).rows():
+        span = " " * row["depth"] + row["span"]
+        times = (f"{row[key]:.3f}" for key in ("start", "duration"))
+        lines.append((span, row["service"], row["process"], *times, row["outcome"]))
+    # Not a table: that would cut names where a terminal is narrow.
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        console.print("  ".join(cells).rstrip(), soft_wrap=True)
+    console.print(
+        f"One root and every span under it: so it is for {len(result.whole())} of "
+        f"{len(result.notes)} transactions. {len(crossing)} of them crossed three processes.",
+        soft_wrap=True,
+    )
+
+
 def _print_where(console: Console, result: Run) -> None:
     lines = [
         f"\nMemories:   {result.directory / 'memories'}",
         f"Debug dump: {result.dump}",
     ]
-    export = result.data["health"]["export"]
-    if export["provider"] == "own" and "otlp" not in export["exporters"]:
+    if "otlp" not in result.exporters:
         lines.append(
             "Jaeger:     nothing was sent. Start Jaeger, set "
             "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318, and run this again for links."
