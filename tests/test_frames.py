@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
@@ -366,7 +367,7 @@ def test_what_is_told_after_the_end_changes_nothing(
 
 
 def test_arguments_and_return_values_are_not_looked_at(
-    t: Harness, caplog: pytest.LogCaptureFixture
+    t: Harness, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """Nothing of a call is in a span, in a log line or in the process's own memory."""
     caplog.set_level(logging.DEBUG)
@@ -394,6 +395,7 @@ def test_arguments_and_return_values_are_not_looked_at(
     t.advance(61)
     assert CANARY not in everything_that_left(t)
     assert CANARY not in caplog.text
+    t.tracker.configure(debug_dump_dir=tmp_path)
     assert CANARY not in t.tracker.export_debug_dump().read_text()
     assert problems(t) == {}
 
