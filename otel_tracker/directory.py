@@ -132,7 +132,7 @@ class Directory:
             )  # fmt: skip
             return None
         try:
-            values = {str(key).lower(): value for key, value in carrier.items()}
+            values = {_decoded(key).lower(): _decoded(value) for key, value in carrier.items()}
         except Exception:  # a message's headers may not decode
             values = {}
         match = _TRACEPARENT.fullmatch(str(values.get(TRACEPARENT, "")).strip().lower())
@@ -208,6 +208,11 @@ class Directory:
         return self._recorder.resume(
             trace_id, who, pipeline, standing, remote=remote, is_guest=is_guest
         )
+
+
+def _decoded(given: object) -> str:
+    """A key or value of a carrier: brokers give bytes."""
+    return given.decode("utf-8", "replace") if isinstance(given, bytes) else text_of(given)
 
 
 def wall_ns_of(moment: object) -> int | None:

@@ -2243,3 +2243,18 @@ def test_any_run_of_concurrent_and_nested_stages_says_the_same_in_its_spans(
             assert said[-1:] == ["success" if shown["status"] == "completed" else "failure"]
         assert all(row["running"] == 0 for row in shown["stages"].values())
         assert problems(t) == {}
+
+
+def test_a_carrier_may_come_back_as_bytes(t: Harness) -> None:
+    """Redis gives keys and values as bytes, beside others that are no text at all."""
+    with transaction("voice") as tx:
+        tx.queued("memory")
+        tx.hand_over()
+    carrier: dict[bytes, bytes] = {k.encode(): v.encode() for k, v in tx.carrier().items()}
+    with fresh_tracker(use_as_shared=True) as elsewhere:
+        elsewhere.clock.advance(5)
+        with stage("memory", carrier={**carrier, b"audio": b"\xff\xfe"}) as s:
+            assert s.transaction.id == tx.id
+        waits = [(s["name"], s["start"], s["end"]) for s in elsewhere.spans()]
+        assert waits[0] == ("memory queued", 0, 5)
+        assert problems(elsewhere) == {}
