@@ -164,7 +164,7 @@ class Directory:
         """The handle of the transaction that a carrier is of."""
         who = who._replace(pipeline=carried.pipeline)
         handle = self.by_trace_id(carried.context.trace_id, None, who, carried.context)
-        if carried.stage and handle.is_guest:
+        if carried.stage:
             handle.carried[carried.stage] = carried.queued_ns
         return handle
 

@@ -310,6 +310,8 @@ class ActiveTransaction(Frame):
         elif self._is_owner and handle.queued:
             frames.recorder.leave_block(handle)
             handle.ends_with_work = not handle.pipeline.stages
+        if handle.is_told:
+            frames.recorder.drop(handle)
 
 
 class ActiveStage(Frame):

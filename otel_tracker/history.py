@@ -225,6 +225,8 @@ def history(facts: Iterable[Fact]) -> History:
         h.end = max(ends, key=_end_order)
     _put_audio_failure_right(h)
     for wait in sorted(queued, key=_order):
+        if h.failed_end is not None and h.failed_end.at_ns >= wait.start_ns:
+            continue  # it never got into its queue, or nobody waits for it
         if not any(a.stage == wait.stage and a.start_ns >= wait.start_ns for a in h.attempts):
             h.queued.append(wait)
     _times(h, others)

@@ -378,8 +378,10 @@ class Recorder:
             queued_ns: wall clock at which it was put into a queue; 0 if it was not.
             is_through: a span of the application's lies between this attempt and that around it.
         """
-        if handle.carried and handle.is_guest:
-            queued_ns = queued_ns or handle.carried.pop(stage, 0)
+        if handle.carried:
+            carried_ns = handle.carried.pop(stage, 0)
+            if stage not in handle.queued:  # otherwise the wait is told as what it is known as here
+                queued_ns = queued_ns or carried_ns
         if queued_ns:
             self._tell_wait(handle, stage, key, queued_ns)
         if is_through and within is not None:
@@ -613,10 +615,10 @@ class Recorder:
     def _stage_attributes(
         self, handle: Handle, stage: str, key: str, number: int
     ) -> dict[str, Any]:
-        attributes = {
-            **handle.attributes, semconv.KIND: "stage", semconv.STAGE: stage,
-            semconv.STAGE_ATTEMPT: number,
-        }  # fmt: skip
+        attributes = {**handle.attributes, semconv.KIND: "stage", semconv.STAGE: stage}
+        if number > 1 or not handle.is_guest:
+            # The first one here may be another process's second: better no number than a wrong one.
+            attributes[semconv.STAGE_ATTEMPT] = number
         if key:
             attributes[semconv.STAGE_KEY] = self.privacy.identifier(key)
         return attributes

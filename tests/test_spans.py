@@ -159,6 +159,12 @@ class Expected:
         return self.span(f"ended {outcome}", at, at + MARK, attributes, error=error, parent=parent)
 
 
+def first_here(stage: dict[str, Any]) -> dict[str, Any]:
+    """In a process that only continues a transaction, the first attempt there has no number."""
+    attributes = {k: v for k, v in stage["attributes"].items() if k != "otel_tracker.stage.attempt"}
+    return {**stage, "attributes": attributes}
+
+
 def begin(t: Harness) -> tuple[str, Expected]:
     tid = t.tracker.create_transaction("user-1", "client-1", "talk-1")
     return tid, Expected(
@@ -648,7 +654,7 @@ def test_a_transaction_goes_on_elsewhere_by_its_id_alone() -> None:
 
         x = Expected(tid)
         assert worker.spans() == [
-            {**x.stage("memory", 30, 32, memories=1), "parent": "?"},
+            {**first_here(x.stage("memory", 30, 32, memories=1)), "parent": "?"},
             x.ended(32, "success", told=True, parent="?"),
         ]
         [root] = front.finished_spans()
