@@ -70,17 +70,17 @@ def redis_url() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        with Redis(port=port) as redis:
-            until("redis-server", lambda: answers(redis) or server.poll() is not None, 20)
+        with Redis(port=port) as client:
+            until("redis-server", lambda: answers(client) or server.poll() is not None, 20)
         assert server.poll() is None, "redis-server did not start"
         yield f"redis://127.0.0.1:{port}"
     finally:
         end(server)
 
 
-def answers(redis: Redis) -> bool:
-    with contextlib.suppress(ConnectionError, OSError):
-        return bool(redis.ping())
+def answers(client: Redis) -> bool:
+    with contextlib.suppress(redis.ConnectionError):
+        return bool(client.ping())
     return False
 
 
