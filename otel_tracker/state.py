@@ -487,16 +487,16 @@ class State:
     def _tally(self, old: Fact | None, new: Fact) -> None:
         if new.kind is Kind.AUDIO:
             self.audio_chunks += new.audio.chunks - (old.audio.chunks if old is not None else 0)
-        if new.kind is Kind.STAGE or new.kind is Kind.AUDIO:
-            if old is not None:
-                self._count(old, -1)
-            self._count(new, 1)
-            if new.ended and new.outcome == Outcome.SUCCESS and (old is None or not old.ended):
-                tally = self._stage(new.stage)
-                tally.durations_s.append(new.duration_s)
+        elif new.kind is not Kind.STAGE:
+            return
+        if old is not None:
+            self._count(self._stage(old.stage), old, -1)
+        tally = self._stage(new.stage)
+        self._count(tally, new, 1)
+        if new.ended and new.outcome == Outcome.SUCCESS and (old is None or not old.ended):
+            tally.durations_s.append(new.duration_s)
 
-    def _count(self, fact: Fact, sign: int) -> None:
-        tally = self._stage(fact.stage)
+    def _count(self, tally: StageTally, fact: Fact, sign: int) -> None:
         if not fact.ended:
             tally.running += sign
         elif fact.outcome == Outcome.SUCCESS:
