@@ -172,7 +172,7 @@ class _Declared:
         )
 
     def _parameters(self) -> tuple[str, ...]:
-        """The parameters that options name."""
+        """The parameters that options name. Each of the two says which of its own do."""
         raise NotImplementedError
 
     def _implicit(self, signature: inspect.Signature | None) -> tuple[str, ...]:
@@ -182,6 +182,7 @@ class _Declared:
     def _begin_for(
         self, arguments: Mapping[str, _Argument]
     ) -> Callable[[tuple[Any, ...], dict[str, Any]], Frame]:
+        """What begins the frame of a call. Each of the two has its own."""
         raise NotImplementedError
 
     # --- as a context manager -------------------------------------------------------------------

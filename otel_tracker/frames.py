@@ -149,6 +149,7 @@ class Frame:
         self._outer = self._context = None
 
     def _end(self, frames: Frames, error: BaseException | None) -> None:
+        """Tells the end. Each kind of frame has its own."""
         raise NotImplementedError
 
     def _give_up(self, frames: Frames) -> None:

@@ -287,7 +287,7 @@ class WrappedCallable:
         self._remake = remake
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the object: see `wrap`."""
+        """As the object. `wrap` puts one of the object's own kind in its place."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
