@@ -1,6 +1,11 @@
-"""Export of our own provider: which exporters, what became of their spans, and a bounded flush.
+"""Export of our own provider: which exporters, and a processor that loses nothing unsaid.
 
 As OpenTelemetry's specification says, environment variables decide; with none set nothing is sent.
+
+The SDK's own batch processor drops a batch that failed, drops the oldest spans of a burst, and
+counts neither in public; its exporters warn at every try. So this one keeps what failed and tries
+again, counts every span, warns once when export begins to fail and once when it works again, and
+ends within a bound.
 """
 
 from __future__ import annotations
@@ -10,15 +15,19 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry import context as context_api
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from .diagnostics import Diagnostics
 from .model import to_iso
+from .outbox import Batch, Outbox
+from .privacy import scrub
 
 logger: Final = logging.getLogger("otel_tracker")
 
@@ -33,87 +42,387 @@ _EXPORT_VARIABLES: Final = (
     "OTEL_EXPORTER_OTLP_INSECURE",
 )
 
+SHUTDOWN_S: Final = 5.0
+"""Bound on shutdown and on the interpreter's exit: the SDK's own takes up to 30 s."""
 
-class Flusher:
-    """A daemon thread that does one slow thing at a time for somebody who waits only so long.
+_IDLE_S: Final = 5.0  # how long the thread sleeps where nothing waits
+_LONGEST_PAUSE_S: Final = 5.0  # between two tries; the exporters pause between tries of their own
+_QUIET_S: Final = 60.0  # an endpoint that comes and goes is warned of once in this time
+_LONGEST_REASON: Final = 200
+_FLUSH_PAUSE_S: Final = 0.2  # between two tries while somebody waits
+_JOIN_S: Final = 0.5  # for an exporter to close its connections
 
-    It is started beforehand: at the interpreter's exit it would be too late (Python 3.12).
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How spans are batched: the variables of OpenTelemetry's specification."""
+
+    queue_size: int = 65_536
+    """Spans that may wait (``OTEL_BSP_MAX_QUEUE_SIZE``). The specification's 2,048 are 300
+    transactions; these are some 10,000."""
+    batch_size: int = 512
+    """Spans in one request (``OTEL_BSP_MAX_EXPORT_BATCH_SIZE``)."""
+    delay_s: float = 1.0
+    """From the first span to the request (``OTEL_BSP_SCHEDULE_DELAY``, in ms). The specification's
+    5 s would show a stall late."""
+
+
+def batch_settings(
+    diagnostics: Diagnostics, environ: Mapping[str, str] | None = None
+) -> BatchSettings:
+    """What the environment asks for; a bad value is a warning and the default."""
+    env = os.environ if environ is None else environ
+    default = BatchSettings()
+
+    def number(name: str, otherwise: int) -> int:
+        text = env.get(name, "").strip()
+        try:
+            value = int(text) if text else otherwise
+        except ValueError:
+            value = 0
+        if value >= 1:
+            return value
+        diagnostics.warn(
+            f"setting:{name}", "%s=%r is no whole number above 0; using %d", name, text, otherwise
+        )
+        return otherwise
+
+    size = number("OTEL_BSP_MAX_QUEUE_SIZE", default.queue_size)
+    return BatchSettings(
+        size,
+        min(size, number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", default.batch_size)),
+        number("OTEL_BSP_SCHEDULE_DELAY", round(default.delay_s * 1_000)) / 1_000,
+    )
+
+
+class _Flush:
+    """Somebody waits for all to be sent."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self.done: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+
+_FULL: Final = "full"  # a batch is
+_FIRST: Final = "first"  # a span came where none was waiting
+_STOP: Final = "stop"
+
+
+class ExportProcessor(SpanProcessor):
+    """Sends ended spans with an exporter, from a thread of its own.
+
+    `on_end` appends to a queue and never waits. What is asked for by ``flush`` and ``shutdown`` is
+    bounded by their timeouts, whatever the exporter does: its thread is a daemon.
+
+    Args:
+        name: of the exporter, for logs.
+        make: makes the exporter; again in a forked child, which must not share its connections.
+        diagnostics: where its own troubles go.
+        settings: sizes and times.
+        clock: monotonic seconds.
 
     Raises:
-        RuntimeError: no thread can be started.
+        Exception: what `make` raises.
     """
 
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]] | None]
-        self._work = queue.SimpleQueue()
-        self.stuck = False
-        """Its work took longer than somebody waited: it is still at it."""
-        threading.Thread(target=self._run, name="otel-tracker-flush", daemon=True).start()
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], SpanExporter],
+        diagnostics: Diagnostics,
+        settings: BatchSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._make = make
+        self._diagnostics = diagnostics
+        self._settings = settings or BatchSettings()
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._exporter: SpanExporter | None = make()
+        self._begin()
+        self._start()
 
-    def within(self, timeout_s: float, work: Callable[[], Any]) -> Any:
-        """What `work` returns, or None if it takes longer than `timeout_s` or raises."""
-        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._work.put((work, done))
-        try:
-            return done.get(timeout=max(0.0, timeout_s))
-        except queue.Empty:
-            self.stuck = True
-            return None
+    def _begin(self) -> None:
+        self._outbox: Outbox[ReadableSpan] = Outbox(
+            self._settings.queue_size, self._settings.batch_size
+        )
+        # Its put() may be interrupted by another one on the same thread, unlike an Event's set().
+        self._bell: queue.SimpleQueue[_Flush | str] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._outage = Outage(self._name, self._clock)
+        self._not_before = 0.0
+        self._failures = 0
+        self._is_stopped = False
+        self._last_success_ns = self._last_failure_ns = 0
 
-    def stop(self) -> None:
-        """Ends the thread after what it is at."""
-        self._work.put(None)
-
-    def _run(self) -> None:
-        while (task := self._work.get()) is not None:
-            work, done = task
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None or self._is_stopped:
+                return
+            thread = threading.Thread(target=self._run, name="otel-tracker-export", daemon=True)
+            self._thread = thread
             try:
-                done.put(work())
-            except Exception:
-                logger.warning("otel_tracker: flushing spans failed", exc_info=True)
-                done.put(None)
+                thread.start()
+            except RuntimeError:
+                self._thread = None
+                self._diagnostics.warn(
+                    "export_thread",
+                    "no thread could be started to export spans; they leave when the tracker is "
+                    "flushed or shut down",
+                )
 
+    def after_fork(self) -> None:
+        """In a forked child: what waits is the parent's to send, and so are its connections."""
+        self._lock = threading.RLock()
+        self._exporter = None
+        self._begin()
 
-class CountingExporter(SpanExporter):
-    """An exporter that counts what left and what did not, for ``health.export``."""
+    # --- on the application's threads -----------------------------------------------------------
 
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-        self._exported = 0
-        self._failed = 0
-        self._last_success_ns = 0
-        self._last_failure_ns = 0
+    def on_start(self, span: Span, parent_context: context_api.Context | None = None) -> None:
+        """Starts the thread, where a fork has left none."""
+        if self._thread is None:
+            self._start()
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """As the exporter it wraps."""
-        result = SpanExportResult.FAILURE
-        try:
-            result = self._exporter.export(spans)
-        finally:
-            if result is SpanExportResult.SUCCESS:
-                self._exported += len(spans)
-                self._last_success_ns = time.time_ns()
-            else:
-                self._failed += len(spans)
-                self._last_failure_ns = time.time_ns()
-        return result
-
-    def shutdown(self) -> None:
-        """As the exporter it wraps."""
-        self._exporter.shutdown()
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queues a sampled span."""
+        context = span.context
+        if context is None or not context.trace_flags.sampled:
+            return
+        count = self._outbox.put(span)
+        if count == 1:
+            self._bell.put(_FIRST)
+        elif count == self._settings.batch_size:
+            self._bell.put(_FULL)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """As the exporter it wraps."""
-        return self._exporter.force_flush(timeout_millis)
+        """Sends what waits; False where not all of it was sent within the timeout."""
+        if self._is_stopped:
+            return True
+        flush = _Flush(self._clock() + timeout_millis / 1_000)
+        if self._thread is None:
+            # No thread could be started: at the interpreter's exit none can be (Python 3.12).
+            return self._send_until(flush.deadline_s)
+        self._bell.put(flush)
+        try:
+            return flush.done.get(timeout=max(0.0, timeout_millis / 1_000))
+        except queue.Empty:
+            return False
+
+    def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
+        """Sends what waits, within `timeout_s` seconds; what is left then is lost, and counted."""
+        if self._is_stopped:
+            return
+        deadline = self._clock() + timeout_s
+        self.force_flush(round(timeout_s * 1_000))
+        self._is_stopped = True
+        self._outbox.close()
+        left = self._outbox.lost.shutdown + self._outbox.waiting
+        if left:
+            self._diagnostics.warn(
+                "shutdown",
+                "%d spans could not be sent by %s within %.1f s of shutdown and are lost; %s",
+                left,
+                self._name,
+                timeout_s,
+                self._outage.reason or "is the endpoint of OTEL_EXPORTER_OTLP_ENDPOINT up?",
+            )
+        self._bell.put(_STOP)
+        thread = self._thread
+        if thread is None:
+            self._end_exporter()
+        elif thread is not threading.current_thread():
+            thread.join(min(_JOIN_S, max(0.0, deadline - self._clock())))
 
     def state(self) -> dict[str, Any]:
-        """Spans that left and that did not, and when it last went well and badly."""
+        """What became of the spans, for ``health.export``: docs/dashboard-data.md."""
+        outbox, outage = self._outbox, self._outage
         return {
-            "exported": self._exported,
-            "failed": self._failed,
+            "exported": outbox.exported,
+            "waiting": outbox.waiting,
+            "lost": {
+                "queue_full": outbox.lost.queue_full,
+                "refused": outbox.lost.refused,
+                "shutdown": outbox.lost.shutdown,
+            },
+            "failing_since": to_iso(outage.since_ns) if outage.since_ns else None,
+            "last_error": outage.reason or None,
             "last_success": to_iso(self._last_success_ns) if self._last_success_ns else None,
             "last_failure": to_iso(self._last_failure_ns) if self._last_failure_ns else None,
         }
+
+    # --- on the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        # What the exporter does is no work of the application's: its HTTP client is not traced.
+        context_api.attach(context_api.set_value("suppress_instrumentation", True))
+        bell = self._bell
+        while True:
+            try:
+                task = self._next(bell)
+                if task == _STOP:
+                    break
+                if isinstance(task, _Flush):
+                    task.done.put(self._send_until(task.deadline_s))
+                elif self._clock() >= self._not_before:
+                    self._send(everything=False)
+            except Exception:
+                self._diagnostics.error("export", "the exporting thread goes on after an error")
+        self._end_exporter()
+
+    def _next(self, bell: queue.SimpleQueue[_Flush | str]) -> _Flush | str | None:
+        """Waits for a flush, a full batch, or the time for what waits."""
+        now = self._clock()
+        if self._failures:
+            due = self._not_before
+        else:
+            due = now + (self._settings.delay_s if self._outbox.waiting else _IDLE_S)
+        while True:
+            try:
+                task = bell.get(timeout=max(0.0, due - self._clock()))
+            except queue.Empty:
+                return None
+            if task == _FIRST:
+                due = min(due, self._clock() + self._settings.delay_s)
+            elif task != _FULL or not self._failures:
+                return task
+
+    def _send(self, *, everything: bool) -> bool:
+        """Sends batch after batch, until one fails; False if one did."""
+        while (batch := self._outbox.take()) is not None:
+            if not self._export(batch):
+                return False
+            if not (everything or self._outbox.has_more()):
+                break  # a few spans more have come: they are worth a batch of their own, later
+        return True
+
+    def _send_until(self, deadline_s: float) -> bool:
+        while not self._send(everything=True):
+            left = deadline_s - self._clock()
+            if left <= 0 or self._is_stopped:
+                return False
+            time.sleep(min(_FLUSH_PAUSE_S, left))
+        return True
+
+    def _export(self, batch: Batch[ReadableSpan]) -> bool:
+        reason = ""
+        result = SpanExportResult.FAILURE
+        overheard = _Overheard(self._exporter)
+        try:
+            if self._exporter is None:
+                self._exporter = self._make()
+                overheard = _Overheard(self._exporter)
+            with overheard:
+                result = self._exporter.export(batch.items)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        if result is SpanExportResult.SUCCESS:
+            self._outbox.delivered(batch)
+            self._last_success_ns = time.time_ns()
+            self._failures = 0
+            self._not_before = 0.0
+            self._outage.over(self._outbox)
+            return True
+        self._outbox.failed(batch)
+        self._last_failure_ns = time.time_ns()
+        self._failures += 1
+        pause = min(_LONGEST_PAUSE_S, 0.5 * 2 ** min(self._failures, 10))
+        self._not_before = self._clock() + pause
+        self._outage.begins(reason or overheard.last, self._outbox)
+        return False
+
+    def _end_exporter(self) -> None:
+        try:
+            if self._exporter is not None:
+                with _Overheard(self._exporter):
+                    self._exporter.shutdown()
+        except Exception:
+            self._diagnostics.error("export", "the exporter could not be ended")
+
+
+class Outage:
+    """Export that fails: told once when it begins, and once when it is over.
+
+    Args:
+        name: of the exporter.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        self._name = name
+        self._clock = clock
+        self.since_ns = 0
+        """Wall clock; 0 where export works."""
+        self.reason = ""
+        self._since = 0.0
+        self._lost_before = 0
+        self._warned_at: float | None = None
+        self._is_told = False
+
+    def begins(self, reason: str, outbox: Outbox[ReadableSpan]) -> None:
+        """A batch failed."""
+        self.reason = scrub(reason)[:_LONGEST_REASON] or self.reason or "it gave no reason"
+        if self.since_ns:
+            return
+        now = self._clock()
+        self.since_ns, self._since = time.time_ns(), now
+        self._lost_before = outbox.lost.total()
+        self._is_told = self._warned_at is None or now - self._warned_at > _QUIET_S
+        if self._is_told:
+            self._warned_at = now
+            logger.warning(
+                "otel_tracker: spans cannot be exported by %s (%s); they are kept and tried again; "
+                "health.export has the counts, and `otel-tracker doctor` finds the cause",
+                self._name,
+                self.reason,
+            )
+
+    def over(self, outbox: Outbox[ReadableSpan]) -> None:
+        """A batch arrived."""
+        if not self.since_ns:
+            return
+        self.since_ns = 0
+        if self._is_told:
+            lost = outbox.lost.total() - self._lost_before
+            logger.warning(
+                "otel_tracker: spans are exported by %s again after %.0f s; %s",
+                self._name,
+                self._clock() - self._since,
+                f"{lost} were lost" if lost else "none was lost",
+            )
+
+
+class _Overheard(logging.Filter):
+    """Takes what an exporter logs on this thread: it would warn at every try.
+
+    The application's own exporters are of the same class, and go on logging.
+    """
+
+    def __init__(self, exporter: SpanExporter | None) -> None:
+        super().__init__()
+        self.last = ""
+        """The newest message."""
+        self._thread = threading.get_ident()
+        modules = {kind.__module__ for kind in type(exporter).__mro__}
+        self._loggers = [
+            logging.getLogger(module) for module in modules if module.startswith("opentelemetry.")
+        ]
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for what was logged on this thread."""
+        if threading.get_ident() != self._thread:
+            return True
+        self.last = record.getMessage()
+        return False
+
+    def __enter__(self) -> None:
+        for one in self._loggers:
+            one.addFilter(self)
+
+    def __exit__(self, *error: object) -> None:
+        for one in self._loggers:
+            one.removeFilter(self)
 
 
 def configured_exporters(

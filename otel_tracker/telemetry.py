@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures.thread  # noqa: F401 -- the SDK imports it late; a fork in that is a hang
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,20 +21,17 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Tracer, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
 from opentelemetry.util.types import Attributes
 
 from . import ids, semconv
+from .bounded import Flusher
 from .diagnostics import Diagnostics, logger
-from .exporting import CountingExporter, Flusher, configured_exporters
+from .exporting import ExportProcessor, batch_settings, configured_exporters
 from .model import is_name
 from .processor import STARTING, DashboardSpanProcessor
-
-SHUTDOWN_S: Final = 5.0
-"""Bound on shutdown and on the interpreter's exit: the SDK's own takes up to 30 s."""
 
 _RANDOM_FLAG: Final = 0x02  # W3C Trace Context level 2: the low 56 bits of the trace id are random
 
@@ -214,7 +212,7 @@ class Telemetry:
         self._lock = threading.RLock()  # re-entered where the garbage collector ends a span in it
         self._resolving = False
         self._export = True
-        self._exporters: dict[str, CountingExporter] = {}
+        self._exports: dict[str, ExportProcessor] = {}
 
     def use(self, provider: trace.TracerProvider | None) -> None:
         """From now on `provider` (None: the global one, or our own); export is allowed again."""
@@ -297,14 +295,15 @@ class Telemetry:
         # The environment's attributes win over ours: merge() prefers the one it is given.
         resource = Resource({"host.name": socket.gethostname()}).merge(Resource.create())
         own = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._exporters = {}
+        self._exports = {}
         self._own_exports = self._export
         if self._export:
+            settings = batch_settings(self._diagnostics)
             for name, make in configured_exporters(self._diagnostics):
                 try:
-                    exporter = CountingExporter(make())
-                    own.add_span_processor(BatchSpanProcessor(exporter))
-                    self._exporters[name] = exporter
+                    export = ExportProcessor(name, make, self._diagnostics, settings)
+                    own.add_span_processor(export)
+                    self._exports[name] = export
                 except Exception:
                     self._diagnostics.error(
                         "exporter",
@@ -312,9 +311,9 @@ class Telemetry:
                         "OTEL_EXPORTER_OTLP_*",
                         name,
                     )
-            if self._exporters:
+            if self._exports:
                 self._flusher = Flusher()
-                logger.info("otel_tracker: spans are exported by %s", ", ".join(self._exporters))
+                logger.info("otel_tracker: spans are exported by %s", ", ".join(self._exports))
             else:
                 logger.info(
                     "otel_tracker: the dashboard is live; spans are not exported. To see them in "
@@ -329,7 +328,7 @@ class Telemetry:
         if provider is None:
             return {"provider": None, "exporters": {}}
         if provider is self._own:
-            exporters = {name: counted.state() for name, counted in self._exporters.items()}
+            exporters = {name: export.state() for name, export in self._exports.items()}
             return {"provider": "own", "exporters": exporters}
         return {"provider": "application", "exporters": None}
 
@@ -338,7 +337,11 @@ class Telemetry:
         provider = self._provider
         if not isinstance(provider, TracerProvider):
             return True
-        timeout_s = timeout_millis / 1000
+        if provider is self._own:
+            deadline = time.monotonic() + timeout_millis / 1_000
+            sent = [e.force_flush(_left_ms(deadline)) for e in self._exports.values()]
+            return all(sent)  # each was asked, also after one that failed
+        timeout_s = timeout_millis / 1_000
         return bool(self.within(timeout_s, lambda: provider.force_flush(timeout_millis)))
 
     def within(self, timeout_s: float, work: Callable[[], Any]) -> Any:
@@ -362,31 +365,23 @@ class Telemetry:
             flusher.stop()
         return result
 
-    def shutdown(self, timeout_s: float) -> bool:
+    def shutdown(self, timeout_s: float) -> None:
         """Ends our own provider within `timeout_s` seconds; the application's is its own to end."""
+        deadline = time.monotonic() + timeout_s
         with self._lock:
             own = self._own
             if own is None:
-                return True
+                return
             self._export = False
             self._leave_own()
-
-        def finish() -> bool:
-            own.shutdown()
-            return True
-
-        finished = self.within(timeout_s, finish)
+        exports = list(self._exports.values())
+        for left, export in zip(range(len(exports), 0, -1), exports, strict=True):
+            # One that hangs leaves the others their share.
+            export.shutdown(max(0.1, (deadline - time.monotonic()) / left))
+        own.shutdown()
         flusher, self._flusher = self._flusher, None
         if flusher is not None:
             flusher.stop()
-        if finished is None:
-            self._diagnostics.warn(
-                "shutdown",
-                "export did not finish within %.1f s of shutdown; spans that were still queued are "
-                "lost. Is the endpoint of OTEL_EXPORTER_OTLP_ENDPOINT up?",
-                timeout_s,
-            )
-        return finished is not None
 
     def _leave_own(self) -> None:
         own, self._own = self._own, None
@@ -398,3 +393,9 @@ class Telemetry:
         self._lock = threading.RLock()
         self._resolving = False
         self._flusher = None
+        for export in self._exports.values():
+            export.after_fork()
+
+
+def _left_ms(deadline: float) -> int:
+    return max(0, round((deadline - time.monotonic()) * 1_000))

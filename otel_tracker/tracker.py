@@ -24,6 +24,7 @@ from . import views
 from .diagnostics import Diagnostics
 from .directory import Directory
 from .dump import write_dump
+from .exporting import SHUTDOWN_S
 from .frames import Frames
 from .handles import Handle
 from .ids import format_id, new_trace_id, parse_id
@@ -52,7 +53,7 @@ from .settings import load
 from .state import State
 from .store import Clock, Store, SystemClock
 from .sweeper import Sweeper
-from .telemetry import SHUTDOWN_S, Telemetry
+from .telemetry import Telemetry
 
 if TYPE_CHECKING:
     from .receiver import Receiver

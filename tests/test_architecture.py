@@ -25,7 +25,7 @@ CORE: Final = (
 """What knows no OpenTelemetry: facts in, plain data out."""
 
 ORDER: Final = (
-    ("ids", "model", "privacy", "stacks", "wrapping"),
+    ("ids", "model", "privacy", "stacks", "wrapping", "bounded", "outbox"),
     ("history", "semconv", "diagnostics", "sessions", "dump"),
     ("stalls", "issues"),
     ("verdict",),
