@@ -35,6 +35,10 @@ test-lowest: .venv-lowest/.project ## Test with the lowest supported OpenTelemet
 	@.venv-lowest/bin/python $(SDK)
 	@.venv-lowest/bin/python -m pytest -p no:cacheprovider $(ARGS)
 
+.PHONY: engines
+engines: ## Build the Collector and Jaeger that the tests run, outside the tree (13 minutes, once)
+	@scripts/engines/build.sh
+
 .PHONY: check
 check: .venv/.project ## Check format, lint and types
 	@$(BIN)/ruff format --check .
@@ -65,7 +69,7 @@ clean: ## Remove the environments, caches and builds
 
 COMPILE = .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command "make requirements" $(if $(UPGRADE),--upgrade)
-PROJECT := pyproject.toml --extra dev --extra demo --constraints requirements/pins.in
+PROJECT := pyproject.toml --extra dev --extra demo --extra auto --constraints requirements/pins.in
 
 .PHONY: requirements
 requirements: .venv-uv/.requirements ## Compile requirements/*.txt (UPGRADE=1 takes newer releases)
