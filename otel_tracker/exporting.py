@@ -15,10 +15,11 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from opentelemetry import context as context_api
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -51,6 +52,7 @@ _QUIET_S: Final = 60.0  # an endpoint that comes and goes is warned of once in t
 _LONGEST_REASON: Final = 200
 _FLUSH_PAUSE_S: Final = 0.2  # between two tries while somebody waits
 _JOIN_S: Final = 0.5  # for an exporter to close its connections
+_FORK_S: Final = 0.25  # a fork waits for a call of gRPC; one that goes well takes milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,11 @@ class ExportProcessor(SpanProcessor):
         self._clock = clock
         self._lock = threading.RLock()
         self._exporter: SpanExporter | None = make()
+        self._is_grpc = "grpc" in type(self._exporter).__module__
+        self._unusable = ""
         self._begin()
         self._start()
+        _processors.add(self)
 
     def _begin(self) -> None:
         self._outbox: Outbox[ReadableSpan] = Outbox(
@@ -150,6 +155,8 @@ class ExportProcessor(SpanProcessor):
         # Its put() may be interrupted by another one on the same thread, unlike an Event's set().
         self._bell: queue.SimpleQueue[_Flush | str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._calling = threading.Lock()
+        """Held while the exporter is called."""
         self._outage = Outage(self._name, self._clock)
         self._not_before = 0.0
         self._failures = 0
@@ -172,11 +179,35 @@ class ExportProcessor(SpanProcessor):
                     "flushed or shut down",
                 )
 
-    def after_fork(self) -> None:
-        """In a forked child: what waits is the parent's to send, and so are its connections."""
+    def before_fork(self) -> bool:
+        """Waits a moment for a call of gRPC's to end. Other exporters do not mind a fork.
+
+        In a child that was forked during such a call, gRPC aborts the process.
+
+        Returns:
+            Whether it is held until `after_fork`.
+        """
+        return self._is_grpc and self._calling.acquire(timeout=_FORK_S)
+
+    def after_fork(self, *, is_held: bool, is_child: bool) -> None:
+        """In a forked child what waits is the parent's to send, and so are its connections."""
+        if not is_child:
+            if is_held:
+                self._calling.release()
+            return
+        if self._is_grpc and not is_held:
+            self._unusable = (
+                "this process was forked during a call of gRPC, which it would not survive; "
+                "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or fork before the first span"
+            )
         self._lock = threading.RLock()
         self._exporter = None
         self._begin()
+
+    def continue_from(self, before: ExportProcessor) -> None:
+        """Goes on counting where another one ended."""
+        self._outbox.exported += before._outbox.exported
+        self._outbox.lost.add(before._outbox.lost)
 
     # --- on the application's threads -----------------------------------------------------------
 
@@ -308,13 +339,17 @@ class ExportProcessor(SpanProcessor):
     def _export(self, batch: Batch[ReadableSpan]) -> bool:
         reason = ""
         result = SpanExportResult.FAILURE
-        overheard = _Overheard(self._exporter)
+        began = self._clock(), time.time_ns()
         try:
-            if self._exporter is None:
-                self._exporter = self._make()
-                overheard = _Overheard(self._exporter)
-            with overheard:
-                result = self._exporter.export(batch.items)
+            if self._unusable:
+                reason = self._unusable
+            else:
+                with self._calling:
+                    if self._exporter is None:
+                        self._exporter = self._make()
+                    with _Overheard(self._exporter) as overheard:
+                        result = self._exporter.export(batch.items)
+                reason = overheard.last
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
         if result is SpanExportResult.SUCCESS:
@@ -329,13 +364,13 @@ class ExportProcessor(SpanProcessor):
         self._failures += 1
         pause = min(_LONGEST_PAUSE_S, 0.5 * 2 ** min(self._failures, 10))
         self._not_before = self._clock() + pause
-        self._outage.begins(reason or overheard.last, self._outbox)
+        self._outage.begins(reason, began, self._outbox)
         return False
 
     def _end_exporter(self) -> None:
         try:
             if self._exporter is not None:
-                with _Overheard(self._exporter):
+                with self._calling, _Overheard(self._exporter):
                     self._exporter.shutdown()
         except Exception:
             self._diagnostics.error("export", "the exporter could not be ended")
@@ -360,13 +395,13 @@ class Outage:
         self._warned_at: float | None = None
         self._is_told = False
 
-    def begins(self, reason: str, outbox: Outbox[ReadableSpan]) -> None:
-        """A batch failed."""
+    def begins(self, reason: str, at: tuple[float, int], outbox: Outbox[ReadableSpan]) -> None:
+        """A batch failed that was sent at this time, by the monotonic and by the wall clock."""
         self.reason = scrub(reason)[:_LONGEST_REASON] or self.reason or "it gave no reason"
         if self.since_ns:
             return
         now = self._clock()
-        self.since_ns, self._since = time.time_ns(), now
+        self._since, self.since_ns = at
         self._lost_before = outbox.lost.total()
         self._is_told = self._warned_at is None or now - self._warned_at > _QUIET_S
         if self._is_told:
@@ -399,7 +434,7 @@ class _Overheard(logging.Filter):
     The application's own exporters are of the same class, and go on logging.
     """
 
-    def __init__(self, exporter: SpanExporter | None) -> None:
+    def __init__(self, exporter: SpanExporter) -> None:
         super().__init__()
         self.last = ""
         """The newest message."""
@@ -416,13 +451,37 @@ class _Overheard(logging.Filter):
         self.last = record.getMessage()
         return False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for one in self._loggers:
             one.addFilter(self)
+        return self
 
     def __exit__(self, *error: object) -> None:
         for one in self._loggers:
             one.removeFilter(self)
+
+
+_processors: Final[weakref.WeakSet[ExportProcessor]] = weakref.WeakSet()
+_held_for_fork: list[ExportProcessor] = []
+
+
+def _before_fork() -> None:
+    _held_for_fork[:] = [one for one in list(_processors) if one.before_fork()]
+
+
+def _after_fork(*, is_child: bool) -> None:
+    for one in list(_processors):
+        is_held = any(one is held for held in _held_for_fork)
+        one.after_fork(is_held=is_held, is_child=is_child)
+    _held_for_fork.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=lambda: _after_fork(is_child=False),
+        after_in_child=lambda: _after_fork(is_child=True),
+    )
 
 
 def configured_exporters(

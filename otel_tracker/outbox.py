@@ -43,6 +43,12 @@ class Lost:
     shutdown: int = 0
     """Still waited when the time for shutdown was over."""
 
+    def add(self, other: Lost) -> None:
+        """Counts the other's too."""
+        self.queue_full += other.queue_full
+        self.refused += other.refused
+        self.shutdown += other.shutdown
+
     def total(self) -> int:
         """All of them."""
         return self.queue_full + self.refused + self.shutdown

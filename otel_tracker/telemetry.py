@@ -295,7 +295,6 @@ class Telemetry:
         # The environment's attributes win over ours: merge() prefers the one it is given.
         resource = Resource({"host.name": socket.gethostname()}).merge(Resource.create())
         own = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._exports = {}
         self._own_exports = self._export
         if self._export:
             settings = batch_settings(self._diagnostics)
@@ -303,6 +302,8 @@ class Telemetry:
                 try:
                     export = ExportProcessor(name, make, self._diagnostics, settings)
                     own.add_span_processor(export)
+                    if name in self._exports:
+                        export.continue_from(self._exports[name])
                     self._exports[name] = export
                 except Exception:
                     self._diagnostics.error(
@@ -325,12 +326,11 @@ class Telemetry:
     def export_state(self) -> dict[str, Any]:
         """Whose provider is used, and by what spans leave: for ``health.export``."""
         provider = self._provider
-        if provider is None:
-            return {"provider": None, "exporters": {}}
-        if provider is self._own:
-            exporters = {name: export.state() for name, export in self._exports.items()}
-            return {"provider": "own", "exporters": exporters}
-        return {"provider": "application", "exporters": None}
+        if provider is not None and provider is not self._own:
+            return {"provider": "application", "exporters": None}
+        # Also after a shutdown: what was lost in it is still to be read.
+        exporters = {name: export.state() for name, export in self._exports.items()}
+        return {"provider": None if provider is None else "own", "exporters": exporters}
 
     def flush(self, timeout_millis: int) -> bool:
         """Asks the provider to export what waits; False if that took longer than the timeout."""
@@ -393,8 +393,6 @@ class Telemetry:
         self._lock = threading.RLock()
         self._resolving = False
         self._flusher = None
-        for export in self._exports.values():
-            export.after_fork()
 
 
 def _left_ms(deadline: float) -> int:

@@ -312,7 +312,6 @@ def test_a_forked_child_sends_its_own_spans_by_its_own_exporter() -> None:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        processor.after_fork()
         tracer.start_span("of the child").end()
         is_sent = processor.force_flush(5_000)
         mine = [e.arrived for owner, e in made if owner == os.getpid()]
