@@ -38,7 +38,7 @@ class OpenSpan(Note):
 class OpenStage(OpenSpan):
     """An open attempt, and who works on it."""
 
-    __slots__ = ("late", "number", "worker")
+    __slots__ = ("is_stall_told", "late", "number", "worker")
 
     def __init__(self, store: Store, start: Fact, number: int, worker: Worker) -> None:
         Note.__init__(self, store, start)
@@ -48,6 +48,8 @@ class OpenStage(OpenSpan):
         self.worker = worker
         self.late: dict[str, Any] | None = None
         """Metadata that its span gets at the end."""
+        self.is_stall_told = False
+        """A span says that it stalled, and none yet that it went on."""
 
 
 class OpenAudio(OpenSpan):

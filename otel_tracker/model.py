@@ -15,6 +15,8 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from .privacy import scrub
+
 NS_PER_S: Final = 1_000_000_000
 MARK_NS: Final = 10_000
 """Length of a span that marks a moment: 10 µs, since Jaeger warns of a negative duration at 0."""
@@ -139,8 +141,10 @@ def _parse_event(text: str) -> Event | None:
 
 def is_name(stage: str) -> bool:
     """Whether it may name a stage or a pipeline."""
-    # No address is a stage: names of stages leave the process, in span names and logs.
-    return 0 < len(stage) <= MAX_STAGE_NAME and stage.isprintable() and "@" not in stage
+    if not (0 < len(stage) <= MAX_STAGE_NAME and stage.isprintable()):
+        return False
+    # No address and no credential is a stage: names leave the process, in span names and logs.
+    return "@" not in stage and scrub(stage) == stage
 
 
 def parse_event(event: object) -> Event | None:

@@ -532,6 +532,8 @@ class Recorder:
         if handle.bad or outcome in Outcome.BAD:
             self._note_bad(handle, end)
         self._spans.end(opened, end, attributes, name)
+        if opened.is_stall_told:
+            self._tell_recovery(handle, opened)
 
     def mark_stage(
         self,
@@ -611,6 +613,8 @@ class Recorder:
         opened.put()
         if metadata:
             opened.span.set_attributes(self.privacy.attributes(metadata))
+        if opened.is_stall_told:
+            self._tell_recovery(handle, opened)
 
     def _stage_attributes(
         self, handle: Handle, stage: str, key: str, number: int
@@ -1034,9 +1038,16 @@ class Recorder:
         name = semconv.name_of_stall(attempt.stage)
         self._spans.at_once(handle, fact, name, attributes, stack=stack)
         self.end_root(handle)
+        opened.is_stall_told = True
+        if opened.end is not None:
+            self._tell_recovery(handle, opened)  # it ended in the meantime
 
-    def tell_recovery(self, handle: Handle, attempt: Fact) -> None:
-        """A mark of the first progress after a told stall."""
+    def _tell_recovery(self, handle: Handle, opened: OpenStage) -> None:
+        """A mark of the first progress after a told stall: at once, the end may follow closely."""
+        opened.is_stall_told = False
+        attempt = opened.end or opened.start
+        if attempt.outcome in (Outcome.ABANDONED, Outcome.INTERRUPTED):
+            return  # given up: no progress
         fact = self._fact(
             handle,
             Kind.RECOVERED,

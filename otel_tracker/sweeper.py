@@ -231,13 +231,11 @@ class Sweeper:
         return "" if opened is None else opened.worker.stack()
 
     def _tell_stall(self, news: Stalled) -> None:
-        handle = self._recorder.handle(format_id(news.trace_id))
         attempt = news.attempt
         if news.recovered:
             logger.info("transaction %s: %s recovered", format_id(news.trace_id), attempt.stage)
-            if handle is not None:
-                self._recorder.tell_recovery(handle, attempt)
             return
+        handle = self._recorder.handle(format_id(news.trace_id))
         silent_ns = self._store.clock.monotonic_ns() - attempt.seen_ns
         stack = self._stack(news.trace_id, attempt)
         opened = None if handle is None else self._recorder.open_stage_of(handle, attempt.span_id)

@@ -25,7 +25,8 @@ CORE: Final = (
 """What knows no OpenTelemetry: facts in, plain data out."""
 
 ORDER: Final = (
-    ("ids", "model", "privacy", "stacks", "wrapping", "bounded", "outbox"),
+    ("ids", "privacy", "stacks", "wrapping", "bounded", "outbox"),
+    ("model",),
     ("history", "semconv", "diagnostics", "sessions", "dump"),
     ("stalls", "issues"),
     ("verdict",),

@@ -136,7 +136,8 @@ def test_what_left_and_what_did_not_is_counted() -> None:
             endpoint,
         )
     exported = json.loads(printed)["exporters"]["otlp"]
-    assert (exported["exported"], exported["failed"]) == (1, 0)
+    assert (exported["exported"], exported["waiting"]) == (1, 0)
+    assert exported["lost"] == {"queue_full": 0, "refused": 0, "shutdown": 0}
     assert exported["last_success"] is not None
     assert exported["last_failure"] is None
 
