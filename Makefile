@@ -53,6 +53,7 @@ format: .venv/.project ## Format the code and mend what the linter can mend
 .PHONY: bench
 bench: .venv/.project ## Run the benchmarks, then the peers'
 	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks.export
 	@$(MAKE) --no-print-directory bench-peers ARGS=
 
 .PHONY: bench-peers
