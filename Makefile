@@ -77,10 +77,14 @@ requirements: .venv-uv/.requirements ## Compile requirements/*.txt (UPGRADE=1 ta
 	@$(COMPILE) $(PROJECT) --output-file requirements/dev.txt
 	@$(COMPILE) $(PROJECT) requirements/lowest-sdk.in --output-file requirements/lowest-sdk.txt
 	@$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
+	@$(COMPILE) pyproject.toml --extra dashboard --extra demo --constraints requirements/dev.txt \
+		--constraints requirements/pins.in --output-file deploy/requirements.txt
+	@$(COMPILE) deploy/requirements-build.in --constraints requirements/dev.txt \
+		--output-file deploy/requirements-build.txt
 	@for peer in $(PEERS); do \
 		$(COMPILE) requirements/peers/$$peer.in --output-file requirements/peers/$$peer.txt; \
 	done
-	@echo "Compiled requirements/*.txt and requirements/peers/*.txt"
+	@echo "Compiled requirements/*.txt, requirements/peers/*.txt and deploy/*.txt"
 
 # --- Environments --------------------------------------------------------------------------------
 # An environment is made anew when its requirements change; the project is installed into it again
