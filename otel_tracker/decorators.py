@@ -46,6 +46,14 @@ _MEANT: Final = {
 
 _IDS: Final = ("user_id", "client_id", "conversation_id")
 
+_DECLARED: Final = "__otel_tracker__"
+"""The attribute of what a decorator made that says so: ``("stage", "memory")``."""
+
+_METHODS: Final = (classmethod, staticmethod, MethodType)
+
+_MOST_DECORATORS: Final = 100
+"""Above one function; a ring of ``__wrapped__`` would have no end."""
+
 
 _OPTIONS: Final = {
     "stage": ("key", "transaction_id", "carrier", "queued_at", "capture", "tracker"),
@@ -159,7 +167,9 @@ class _Declared:
             name: _Argument(signature or inspect.Signature(), name)
             for name in (*needed, *self._implicit(signature))
         }
-        return wrap(target, self._begin_for(arguments), remake)  # type: ignore[no-any-return]
+        made = wrap(target, self._begin_for(arguments), remake)
+        setattr(_function_in(made), _DECLARED, (self._kind, self._label()))
+        return made  # type: ignore[no-any-return]
 
     def _check_parameter(self, name: str, signature: inspect.Signature, target: object) -> None:
         kinds = {p.kind for p in signature.parameters.values()}
@@ -170,6 +180,10 @@ class _Declared:
             f"{', '.join(signature.parameters) or 'none'}. In a decorator, capture= and "
             "options that hold a value of the call name a parameter"
         )
+
+    def _label(self) -> str:
+        """The stage's name, or the pipeline's. Each of the two has its own."""
+        raise NotImplementedError
 
     def _parameters(self) -> tuple[str, ...]:
         """The parameters that options name. Each of the two says which of its own do."""
@@ -263,6 +277,9 @@ class Stage(_Declared):
         if name != self._name and not self._complaint:
             return Stage(name, *options)(function)
         return self._decorate(function, (_remake_stage, (name, options, function)))
+
+    def _label(self) -> str:
+        return self._name
 
     def _parameters(self) -> tuple[str, ...]:
         named = (self._key, self._transaction_id, self._carrier, self._queued_at)
@@ -396,6 +413,10 @@ class TransactionOf(_Declared):
         remake = (_remake_transaction, (self._pipeline, options, self._attributes, function))
         return self._decorate(function, remake)
 
+    def _label(self) -> str:
+        pipeline = self._pipeline
+        return pipeline if isinstance(pipeline, str) else pipeline.name
+
     def _parameters(self) -> tuple[str, ...]:
         named = (*self._ids.values(), self._transaction_id, self._carrier)
         for value in named:
@@ -473,6 +494,28 @@ class TransactionOf(_Declared):
         self._exit(error)
 
 
+def _function_in(target: Any) -> Any:
+    """The function that a method holds; anything else as it is."""
+    return target.__func__ if isinstance(target, _METHODS) else target
+
+
+def declared_on(function: Any) -> set[tuple[str, str]]:
+    """What `stage` and `transaction` made of it: ``{("stage", "memory")}``.
+
+    Also found below the decorators of others that keep ``__wrapped__``, as `functools.wraps` does.
+    """
+    found: set[tuple[str, str]] = set()
+    for _ in range(_MOST_DECORATORS):
+        # Its dictionary: some objects answer to any name.
+        names = getattr(_function_in(function), "__dict__", {})
+        if _DECLARED in names:
+            found.add(names[_DECLARED])
+        if "__wrapped__" not in names:
+            break
+        function = names["__wrapped__"]
+    return found
+
+
 def _shown(value: object) -> str:
     """A wrong argument as it may be shown: a `repr` may raise, run long or tell secrets."""
     if isinstance(value, str | int | float):
@@ -502,8 +545,7 @@ def _no_function(target: object, kind: str) -> str:
 
 
 def _signature_of(target: Any) -> inspect.Signature | None:
-    if isinstance(target, classmethod | staticmethod | MethodType):
-        target = target.__func__
+    target = _function_in(target)
     if hasattr(target, "func") and hasattr(target, "keywords"):
         target = target.func  # a partial: what it binds comes along in the call
     try:

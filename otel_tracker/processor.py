@@ -74,9 +74,13 @@ class DashboardSpanProcessor(SpanProcessor):
         self._diagnostics = diagnostics
         self._open: dict[int, Note] = {}
         """Of our own spans, by span id: the recorder chose it."""
+        self.listens = True
+        """False where the tracker left OpenTelemetry, which has no way to remove a processor."""
 
     def on_start(self, span: Span, parent_context: context_api.Context | None = None) -> None:
         """Takes the fact that a span began."""
+        if not self.listens:
+            return
         try:
             note = STARTING.note
             if note is None or note.start.span_id != span.get_span_context().span_id:
@@ -90,6 +94,8 @@ class DashboardSpanProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Takes the fact that a span ended."""
+        if not self.listens:
+            return
         try:
             ids = span.get_span_context()
             note = None if ids is None else self._open.pop(ids.span_id, None)

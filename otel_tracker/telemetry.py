@@ -11,6 +11,7 @@ import concurrent.futures.thread  # noqa: F401 -- the SDK imports it late; a for
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -51,7 +52,9 @@ class ChosenIds(IdGenerator):
     """Hands out the ids that the recorder chose for the span it is starting on this thread."""
 
     def __init__(self, otherwise: IdGenerator) -> None:
-        self._otherwise = otherwise
+        self.otherwise = otherwise
+        self.users: weakref.WeakSet[Telemetry] = weakref.WeakSet()
+        """Trackers on this tracer: newer SDKs give all of a provider's the same one."""
 
     def generate_trace_id(self) -> int:
         """The chosen trace id, or a fresh one of ours."""
@@ -61,7 +64,7 @@ class ChosenIds(IdGenerator):
     def generate_span_id(self) -> int:
         """The chosen span id, or a fresh one."""
         note = STARTING.note
-        return self._otherwise.generate_span_id() if note is None else note.start.span_id
+        return self.otherwise.generate_span_id() if note is None else note.start.span_id
 
     def is_trace_id_random(self) -> bool:
         """Our ids' low 56 bits are random, as the W3C flag asks."""
@@ -211,6 +214,7 @@ class Telemetry:
         self._attached: list[trace.TracerProvider] = []
         self._lock = threading.RLock()  # re-entered where the garbage collector ends a span in it
         self._resolving = False
+        self._left = False
         self._export = True
         self._exports: dict[str, ExportProcessor] = {}
 
@@ -219,10 +223,26 @@ class Telemetry:
         with self._lock:
             if provider is not None and not isinstance(provider, trace.ProxyTracerProvider):
                 self._given = provider
+            self._left = False
+            self._processor.listens = True
             self._export = True
             if self._own is not None and not self._own_exports:
                 self._leave_own()  # made after a shutdown, without export
             self._resolved_from = None
+
+    def leave(self) -> None:
+        """Makes no more spans and takes no more facts, until `use` is called.
+
+        The tracer of our scope is as it was without the tracker.
+        """
+        with self._lock:
+            self._left = True
+            self._processor.listens = False
+            self._processor.forget()
+            tracer, self._tracer = self._tracer, trace.NoOpTracer()
+            self._given = self._provider = self._resolved_from = None
+            if isinstance(tracer, Tracer):
+                self._restore(tracer)
 
     def tracer(self) -> trace.Tracer:
         """The tracer to start a transaction with. Cheap while the provider stays the same."""
@@ -242,7 +262,7 @@ class Telemetry:
         source = self._given
         if source is None and self._follow_global:
             source = trace.get_tracer_provider()
-        if not isinstance(source, TracerProvider):
+        if self._left or not isinstance(source, TracerProvider):
             return False
         if source is not self._resolved_from:
             self._resolve(source)
@@ -250,6 +270,8 @@ class Telemetry:
 
     def _resolve(self, source: trace.TracerProvider | None) -> trace.Tracer:
         with self._lock:
+            if self._left:
+                return trace.NoOpTracer()
             if self._resolving:
                 # A signal handler, or the garbage collector, in the middle of the lines below.
                 return trace.NoOpTracer()
@@ -290,6 +312,16 @@ class Telemetry:
             tracer.id_generator = ChosenIds(tracer.id_generator)
         if not isinstance(tracer.sampler, RecordAll):
             tracer.sampler = RecordAll(tracer.sampler, self._diagnostics)
+        if isinstance(tracer.id_generator, ChosenIds):
+            tracer.id_generator.users.add(self)
+
+    def _restore(self, tracer: Tracer) -> None:
+        generator, sampler = tracer.id_generator, tracer.sampler
+        if not isinstance(generator, ChosenIds):
+            return
+        generator.users.discard(self)
+        if not generator.users and isinstance(sampler, RecordAll):
+            tracer.id_generator, tracer.sampler = generator.otherwise, sampler.wrapped
 
     def _make_own(self) -> TracerProvider:
         # The environment's attributes win over ours: merge() prefers the one it is given.

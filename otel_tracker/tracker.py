@@ -210,6 +210,17 @@ class TransactionTracker:
             self._guard(None, self._end_everything)
         self._telemetry.shutdown(max(0.1, timeout_s - (time.monotonic() - started)))
 
+    def detach(self, timeout_s: float = SHUTDOWN_S) -> None:
+        """As `shutdown`, and OpenTelemetry is left as it was without the tracker.
+
+        Calls after it still answer and count. They make no spans until `init_debug_tracker` is
+        called again.
+        """
+        self.shutdown(timeout_s)
+        self._guard(None, self._recorder.end_postponed)
+        self._recorder.forget()
+        self._guard(None, self._telemetry.leave)
+
     def _end_everything(self) -> None:
         self._sweeper.sweep()
         self._sweeper.settle()

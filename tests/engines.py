@@ -109,14 +109,20 @@ def until(what: str, is_so: Callable[[], Any], timeout_s: float = 30) -> Any:
     return result
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port of loopback on which nobody listens.
+    """A port of loopback on which nobody listens, never given before.
 
     From below those that the kernel gives to clients: while an engine is down, no connection of
     anybody's takes its port.
     """
     while True:
         port = random.randrange(20_000, 32_000)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -43,6 +43,7 @@ ORDER: Final = (
     ("debug_tracker",),
     ("api",),
     ("testing", "decorators"),
+    ("instrumentor",),
     ("__init__",),
 )
 """Each file imports from rows above its own. The demo and the command line are on top of all."""

@@ -1,0 +1,1 @@
+"""Applications as they stand, that nobody wrote a tracker into: for test_instrumentor.py."""
