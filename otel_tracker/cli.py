@@ -126,4 +126,66 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 1 if complaints else 0
 
 
-_COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (_add_demo,)
+# --- doctor ---------------------------------------------------------------------------------------
+
+
+def _add_doctor(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "doctor",
+        help="send a probe, and say where the way to Jaeger is broken",
+        description="Says what is configured and where each value comes from, sends a probe the "
+        "way an application's spans go, looks for it at every hop, and names the hop that is "
+        "broken and the line that mends it. The exit status is 0 only when the way is whole.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(command=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from . import doctor
+
+    report = doctor.examine()
+    print(json.dumps(report.as_json(), indent=2) if arguments.json else report.text())
+    return 0 if report.is_whole else 1
+
+
+# --- trace ----------------------------------------------------------------------------------------
+
+
+def _add_trace(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "trace",
+        help="print a transaction as a tree",
+        description="Prints a transaction as a tree: every stage, attempt, wait and stall with its "
+        "times, outcome and error. It is read from Jaeger, or from FILES.",
+    )
+    parser.add_argument(
+        "id", metavar="ID",
+        help="a transaction id, or a trace id; in FILES its first 8 characters will do",
+    )  # fmt: skip
+    parser.add_argument(
+        "--file", action="append", type=Path, metavar="FILE", dest="files",
+        help="read this file instead (may be repeated): a debug dump, or what a Collector's file "
+        "exporter wrote, as JSON or protobuf",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jaeger", metavar="URL",
+        help="where Jaeger's UI is (default: OTEL_TRACKER_JAEGER_URL, or http://localhost:16686)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the tree as JSON")
+    parser.set_defaults(command=_trace)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from .trace import NotFoundError, find
+
+    try:
+        found = find(arguments.id, files=arguments.files, jaeger_url=arguments.jaeger)
+    except NotFoundError as error:
+        print(f"otel-tracker: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(found.as_json(), indent=2) if arguments.json else found.text())
+    return 0
+
+
+_COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (_add_demo, _add_doctor, _add_trace)

@@ -43,10 +43,11 @@ from otel_tracker.demo.run import (
     shipped,
     word_error_rate,
 )
-from otel_tracker.demo.traces import Span, Trace
+from otel_tracker.demo.traces import Trace
 from otel_tracker.demo.watch import Watch
 from otel_tracker.demo.web import server
 from otel_tracker.testing import Harness, fresh_tracker
+from otel_tracker.trace.spans import Span
 
 ROOT = Path(__file__).parent.parent
 TRUNCATED = (

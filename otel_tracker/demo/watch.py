@@ -10,7 +10,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Self
 
-from .traces import Span, spans_in
+from otel_tracker.trace.otlp import spans_of_message
+from otel_tracker.trace.spans import Span
 
 _BODY_AT_MOST: Final = 4 << 20
 _SPANS_AT_MOST: Final = 10_000
@@ -70,7 +71,7 @@ class Watch:
         """Takes a request's body; False where it is none."""
         try:
             self._take_body(body)
-            self.spans.extend(spans_in(body))
+            self.spans.extend(spans_of_message(body))
         except ValueError:
             return False
         del self.spans[:-_SPANS_AT_MOST]
