@@ -219,8 +219,11 @@ class ExportProcessor(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """Queues a sampled span."""
         context = span.context
-        if context is None or not context.trace_flags.sampled:
-            return
+        if context is not None and context.trace_flags.sampled:
+            self.put(span)
+
+    def put(self, span: ReadableSpan) -> None:
+        """Queues a span, sampled or not."""
         count = self._outbox.put(span)
         if count == 1:
             self._bell.put(_FIRST)

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from .history import History
 from .model import MEMORY, TRANSCRIPTION, AnyEvent, Fact, Kind, Outcome, Phase, Pipeline, event_of
+from .workers import worker_of
 
 MEMORY_FAILED: Final = "Transcription completed but memory creation failed"
 MEMORY_STALLED: Final = "Transcription completed but memory processing stalled"
@@ -104,6 +105,14 @@ def memory_awaited(h: History, pipeline: Pipeline) -> bool:
     if MEMORY not in pipeline.stages:
         return False
     return h.transcribed and not any(a.stage == MEMORY and a.ended for a in h.attempts)
+
+
+def lost_text(fact: Fact, service: str) -> str:
+    """The sentence for work whose process fell silent."""
+    host, _, process = worker_of(fact.where).partition("/")
+    name = f"{service} (process {process} on {host})" if service else f"process {process} on {host}"
+    doing = f" in {fact.stage}" if fact.stage else ""
+    return f"Worker lost{doing}: {name} went silent"
 
 
 def stall_text(

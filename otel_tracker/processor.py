@@ -114,6 +114,10 @@ class DashboardSpanProcessor(SpanProcessor):
         """Nothing to do: facts are taken as they happen."""
         return True
 
+    def open_notes(self) -> list[Note]:
+        """What is open of the tracker's own spans, oldest first."""
+        return list(self._open.values())
+
     def forget(self) -> None:
         """Drops what is open: in a forked child it is the parent's."""
         self._open = {}

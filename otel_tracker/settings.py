@@ -124,6 +124,14 @@ OPTIONS: Final = (
         "link a transaction and the span it was created in to each other",
     ),
     Option(
+        "url", "OTEL_TRACKER_URL", "URL", "", _text,
+        "the dashboard service that this process feeds, such as http://localhost:8500",
+    ),
+    Option(
+        "token", "OTEL_TRACKER_TOKEN", "text", "", _text,
+        "what the dashboard service wants to be shown",
+    ),
+    Option(
         "jaeger_url", "OTEL_TRACKER_JAEGER_URL", "URL", "http://localhost:16686", _text,
         "where trace_url() points",
     ),
@@ -154,6 +162,8 @@ class Settings:
     sensitive_keys: tuple[str, ...]
     hash_key: str
     link_caller: bool
+    url: str
+    token: str
     jaeger_url: str
     debug_dump_dir: str
     stall_after_stage: Mapping[str, float]

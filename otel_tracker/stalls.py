@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from .history import History
 from .model import MEMORY, NS_PER_S, Fact, Pipeline
+from .workers import worker_of
 
 MEMORY_SENTENCE_NS: Final = 30 * NS_PER_S
 """After a reported transcription, 30 s without a memory result is an issue, as documented."""
@@ -53,8 +54,14 @@ class OpenWork(NamedTuple):
 _NO_OPEN_WORK: Final = OpenWork((), (), None)
 
 
-def open_work(h: History, pipeline: Pipeline, patience: Patience, now_ns: int) -> OpenWork:
-    """Which open attempts run and which have stalled.
+def open_work(
+    h: History,
+    pipeline: Pipeline,
+    patience: Patience,
+    now_ns: int,
+    lost: frozenset[str] = frozenset(),
+) -> OpenWork:
+    """Which open attempts run and which have stalled, those of `lost` processes at once.
 
     Of nested attempts the innermost is judged. One that another process began anew
     counts while it is within its limit and is forgotten beyond it: somebody gave it up.
@@ -75,7 +82,7 @@ def open_work(h: History, pipeline: Pipeline, patience: Patience, now_ns: int) -
         due_ns = silent_since_ns + patience.limit_ns(attempt.stage, pipeline)
         if attempt.span_id in live_parents:
             running.append(attempt)
-        elif now_ns < due_ns:
+        elif now_ns < due_ns and not (lost and worker_of(attempt.where) in lost):
             running.append(attempt)
             next_ns = due_ns if next_ns is None else min(next_ns, due_ns)
         elif any(a is attempt for a in h.last):

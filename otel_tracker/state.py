@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -36,6 +36,7 @@ from .model import (
 )
 from .stalls import Patience
 from .verdict import CARRY_ON_NS, FOREVER_NS, Verdict, judge
+from .workers import Beat, Workers, worker_of
 
 _FINISHED: Final = frozenset({TransactionStatus.COMPLETED, TransactionStatus.FAILED})
 _DURATIONS: Final = 500  # newest durations kept for each stage's percentiles
@@ -203,6 +204,8 @@ class State:
         self.open_websockets = 0
         self.users: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """Last activity (wall, monotonic) by user, the newest last."""
+        self.workers = Workers()
+        """Other processes that feed this one, by their beats."""
         self.news: deque[News] = deque()
         self._finished: OrderedDict[int, None] = OrderedDict()
         self._let_go_ids: OrderedDict[int, None] = OrderedDict()
@@ -274,6 +277,58 @@ class State:
         for trace_id in self._newest(self._by_client.get(client_id)):
             self._dirty[trace_id] = None
 
+    def apply_beat(self, beat: Beat) -> list[tuple[int, int]]:
+        """Takes a sign of life of another process: of itself, of what is open in it, its sockets.
+
+        Returns:
+            Trace and span ids of what is open there and not known here.
+        """
+        was_lost = beat.worker in self.workers.lost
+        before = self.workers.take(beat)
+        if before is beat:
+            return []
+        self._compare_sockets(beat, {} if before is None else before.sockets)
+        unknown = []
+        for (trace_id, span_id), at_ns in beat.progress.items():
+            tx = self.transactions.get(trace_id)
+            fact = None if tx is None else tx.facts.get(span_id)
+            if fact is None:
+                if trace_id not in self._let_go_ids:
+                    unknown.append((trace_id, span_id))
+            elif not fact.ended and at_ns > fact.at_ns:
+                seen_ns = beat.seen_ns - max(0, beat.at_ns - at_ns)
+                self.apply(fact.seen(at_ns, seen_ns, fact.metadata, fact.audio))
+        if was_lost:
+            self._wake_work_of({beat.worker})
+        return unknown
+
+    def _compare_sockets(self, beat: Beat, before: Mapping[str, int]) -> None:
+        now: Mapping[str, int] = {} if beat.is_last else beat.sockets
+        for client_id in {*before, *now}:
+            change = now.get(client_id, 0) - before.get(client_id, 0)
+            for _ in range(abs(change)):
+                self.apply_socket(SocketFact(client_id, "", change > 0, beat.at_ns, beat.seen_ns))
+
+    def _lose_workers(self, now_ns: int) -> None:
+        fallen = self.workers.advance(now_ns)
+        if not fallen:
+            return
+        self._wake_work_of({worker.beat.worker for worker in fallen})
+        for worker in fallen:
+            beat = worker.beat
+            for client_id, count in beat.sockets.items():
+                for _ in range(count):
+                    self.apply_socket(SocketFact(client_id, "", False, beat.at_ns, beat.seen_ns))
+            worker.beat = replace(beat, sockets={})  # if it comes back it tells them anew
+
+    def _wake_work_of(self, workers: set[str]) -> None:
+        """Judges anew what is open in these processes."""
+        for status in (TransactionStatus.IN_PROGRESS, TransactionStatus.STALLED):
+            for trace_id in self.by_status[status]:
+                facts = self.transactions[trace_id].facts.values()
+                if any(not f.ended and worker_of(f.where) in workers for f in facts):
+                    self._dirty[trace_id] = None
+
     def open_sockets(self, client_id: str) -> int:
         """How many connections of this client are open."""
         return self.sockets.get(client_id, 0)
@@ -303,6 +358,7 @@ class State:
             more_to_come: facts are queued. Some may be of what is finished, since a note is read
                 where it stood first; so that goes a little later.
         """
+        self._lose_workers(now_ns)
         while self._due and self._due[0][0] <= now_ns:
             _, trace_id = heapq.heappop(self._due)
             self._dirty[trace_id] = None
@@ -340,6 +396,7 @@ class State:
             tx.transaction_id,
             socket_open=bool(h.who.client_id) and self.open_sockets(h.who.client_id) > 0,
             carried_on=tx.carried_on,
+            workers=self.workers,
         )
         if tx.attempted and not tx.woke_peers:
             tx.woke_peers = True

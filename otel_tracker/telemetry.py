@@ -33,6 +33,7 @@ from .diagnostics import Diagnostics, logger
 from .exporting import ExportProcessor, batch_settings, configured_exporters
 from .model import is_name
 from .processor import STARTING, DashboardSpanProcessor
+from .publisher import Publisher
 
 _RANDOM_FLAG: Final = 0x02  # W3C Trace Context level 2: the low 56 bits of the trace id are random
 
@@ -188,6 +189,7 @@ class Telemetry:
         diagnostics: where troubles go.
         provider: the application's, given; otherwise the global one as soon as it is an SDK's.
         follow_global: False keeps an independent tracker off the application's provider.
+        make_publisher: feeds a dashboard service, where one is set.
     """
 
     def __init__(
@@ -197,8 +199,11 @@ class Telemetry:
         provider: trace.TracerProvider | None = None,
         *,
         follow_global: bool = True,
+        make_publisher: Callable[[], Publisher | None] = lambda: None,
     ) -> None:
         self._processor = processor
+        self._make_publisher = make_publisher
+        self._publisher: Publisher | None = None
         self._diagnostics = diagnostics
         is_proxy = isinstance(provider, trace.ProxyTracerProvider)
         self._given = None if is_proxy else provider
@@ -229,6 +234,19 @@ class Telemetry:
             if self._own is not None and not self._own_exports:
                 self._leave_own()  # made after a shutdown, without export
             self._resolved_from = None
+        self.publish()
+
+    def publish(self) -> None:
+        """Feeds the dashboard service that is set, if one is and it is not fed yet."""
+        with self._lock:
+            if self._publisher is not None:
+                return
+            publisher = self._publisher = self._make_publisher()
+            if publisher is not None:
+                for provider in self._attached:
+                    if isinstance(provider, TracerProvider):
+                        provider.add_span_processor(publisher)
+                publisher.start()
 
     def leave(self) -> None:
         """Makes no more spans and takes no more facts, until `use` is called.
@@ -303,6 +321,8 @@ class Telemetry:
         self._attached.append(provider)
         if isinstance(provider, TracerProvider):
             provider.add_span_processor(self._processor)
+            if self._publisher is not None:
+                provider.add_span_processor(self._publisher)
         self.on_attach()
 
     def _adapt(self, tracer: trace.Tracer) -> None:
@@ -364,8 +384,19 @@ class Telemetry:
         exporters = {name: export.state() for name, export in self._exports.items()}
         return {"provider": None if provider is None else "own", "exporters": exporters}
 
+    def publisher_state(self) -> dict[str, Any] | None:
+        """How a dashboard service is fed, for ``health.publisher``; None where none is."""
+        publisher = self._publisher
+        return None if publisher is None else publisher.state()
+
     def flush(self, timeout_millis: int) -> bool:
         """Asks the provider to export what waits; False if that took longer than the timeout."""
+        deadline = time.monotonic() + timeout_millis / 1_000
+        publisher = self._publisher
+        is_told = publisher is None or publisher.force_flush(timeout_millis)
+        return self._flush_provider(_left_ms(deadline)) and is_told
+
+    def _flush_provider(self, timeout_millis: int) -> bool:
         provider = self._provider
         if not isinstance(provider, TracerProvider):
             return True
@@ -401,7 +432,12 @@ class Telemetry:
         """Ends our own provider within `timeout_s` seconds; the application's is its own to end."""
         deadline = time.monotonic() + timeout_s
         with self._lock:
+            publisher, self._publisher = self._publisher, None
             own = self._own
+        if publisher is not None:
+            # Its share: the service is next door, or not there.
+            publisher.shutdown(timeout_s / 2 if own is not None else timeout_s)
+        with self._lock:
             if own is None:
                 return
             self._export = False
@@ -425,6 +461,8 @@ class Telemetry:
         self._lock = threading.RLock()
         self._resolving = False
         self._flusher = None
+        if self._publisher is not None:
+            self._publisher.after_fork()
 
 
 def _left_ms(deadline: float) -> int:

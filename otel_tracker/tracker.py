@@ -14,6 +14,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from itertools import islice
 from multiprocessing import parent_process, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -48,6 +49,7 @@ from .model import (
 )
 from .privacy import id_text, plain_metadata, text_of
 from .processor import DashboardSpanProcessor
+from .publisher import MOST_OPEN, Endpoint, Publisher, pipelines_of
 from .recorder import SKIPPED, Recorder
 from .settings import load
 from .state import State
@@ -116,7 +118,11 @@ class TransactionTracker:
         self._store = Store(self._new_state(), self._clock)
         self._processor = DashboardSpanProcessor(self._store, self._diagnostics)
         self._telemetry = Telemetry(
-            self._processor, self._diagnostics, tracer_provider, follow_global=follow_global
+            self._processor,
+            self._diagnostics,
+            tracer_provider,
+            follow_global=follow_global,
+            make_publisher=self._make_publisher,
         )
         self._recorder = Recorder(self._store, self._telemetry, self.settings, self._diagnostics)
         self._sweeper = Sweeper(
@@ -143,6 +149,7 @@ class TransactionTracker:
         self._telemetry.on_attach = _at_exit_first
         _at_exit_first()
         self._attach()
+        self._telemetry.publish()
 
     def _new_state(self) -> State:
         return State(self.settings.limits, self.settings.patience, self._pipelines)
@@ -183,6 +190,29 @@ class TransactionTracker:
         self._store.read(apply)
         self._telemetry.use(tracer_provider)
         self._attach()
+
+    def _make_publisher(self) -> Publisher | None:
+        endpoint = Endpoint(self.settings.url.strip(), self.settings.token)
+        if not endpoint.url or self.settings.disabled or not self._run_sweeper:
+            return None
+        if endpoint.flaw:
+            self._diagnostics.warn(
+                "url", "OTEL_TRACKER_URL=%r leads nowhere; %s", endpoint.url, endpoint.flaw
+            )
+            return None
+        return Publisher(endpoint, self._processor, self._diagnostics, self._about_this_process)
+
+    def _about_this_process(self) -> dict[str, Any]:
+        """What the dashboard service learns from a beat, beside what is open."""
+        privacy = self.settings.privacy
+        sockets = self._store.read(lambda state: dict(islice(state.sockets.items(), MOST_OPEN)))
+        return {
+            "websockets": {privacy.identifier(client): n for client, n in sockets.items()},
+            "pipelines": pipelines_of(self._pipelines.values()),
+            "stall_after": dict(self.settings.stall_after_stage),
+            "health": {"problems": dict(self._diagnostics.counts),
+                       "export": self._telemetry.export_state()},
+        }  # fmt: skip
 
     def _check_stage_limits(self) -> None:
         """A limit for a stage that nobody declared may be meant so, unless it is a near miss."""
@@ -603,6 +633,23 @@ class TransactionTracker:
 
         return self._store.read(copy)
 
+    def describe_transaction(self, transaction_id: object) -> str:
+        """A transaction as a tree of text, open stages included, as docs/trace.md shows it.
+
+        Errors and metadata are cleaned as for export, so it may go to a log. Where the transaction
+        is not kept, the text says so.
+        """
+
+        def describe() -> str:
+            from .trace import NotFoundError, of_transaction  # most applications never ask
+
+            try:
+                return of_transaction(self, transaction_id).text(width=0, color=False)
+            except NotFoundError as error:
+                return str(error)
+
+        return self._guard("", describe)
+
     def get_user_transactions(self, user_id: object, limit: int = 10) -> list[Transaction]:
         """Frozen copies of the newest `limit` transactions of a user, newest first."""
         wanted, count = id_text(user_id), limit_of(limit, 10)
@@ -654,6 +701,7 @@ class TransactionTracker:
         """What the fold does not know: the tracker's own state beside the store's."""
         health["disabled"] = self.settings.disabled
         health["export"] = self._telemetry.export_state()
+        health["publisher"] = self._telemetry.publisher_state()
         health["problems"] = dict(self._diagnostics.counts)
 
     def _add_stacks(self, rows: list[dict[str, Any]]) -> None:

@@ -26,12 +26,17 @@ from .model import (
     event_of,
 )
 from .stalls import OpenWork, Patience, open_work
+from .workers import Workers, worker_of
 
 FOREVER_NS: Final = 1 << 80
 """As `now_ns`: how it would stand if nothing more were ever heard."""
 
 CARRY_ON_NS: Final = 60 * NS_PER_S
 """Without ids, a client's transaction carries audio on if begun within a minute after it."""
+
+
+NO_WORKERS: Final = Workers()
+"""Of a process that nobody else feeds."""
 
 
 class Verdict(NamedTuple):
@@ -43,6 +48,8 @@ class Verdict(NamedTuple):
     """Its issue; ``at_ns`` 0 where silence is the issue, which has no time of its own."""
     stalled: tuple[Fact, ...] = ()
     """The open attempts that have been silent too long; empty where it stalled between stages."""
+    lost: tuple[Fact, ...] = ()
+    """What is open in processes that fell silent: the stalled attempts among them, or the root."""
     running: tuple[Fact, ...] = ()
     waiting: tuple[Fact, ...] = ()
     """Queued and not yet taken."""
@@ -63,11 +70,12 @@ def judge(
     *,
     socket_open: bool = False,
     carried_on: bool = False,
+    workers: Workers = NO_WORKERS,
 ) -> Verdict:
     """The first row of the table that fits."""
-    work = open_work(h, pipeline, patience, now_ns)
+    work = open_work(h, pipeline, patience, now_ns, workers.lost)
     current = current_stage(h)
-    row = _Row(h, pipeline, patience, now_ns, transaction_id, current, work)
+    row = _Row(h, pipeline, patience, now_ns, transaction_id, current, work, workers)
     if work.stalled:
         return row.stalled()
     if work.running:
@@ -94,13 +102,9 @@ def judge(
         return row.verdict(TransactionStatus.IN_PROGRESS, None)
     if settles_ns is not None:
         return row.in_progress(settles_ns, sentence=False)
-    missing = _missing_stage(h, pipeline)
-    if missing is None:
-        return row.verdict(TransactionStatus.IN_PROGRESS, None)
-    due_ns = max(h.news_ns, h.audio_seen_ns) + patience.limit_ns(missing, pipeline)
-    if now_ns >= due_ns:
-        return row.stalled()
-    return row.in_progress(due_ns, sentence=True)
+    if h.root is not None and not h.root.ended and worker_of(h.root.where) in workers.lost:
+        return row.stalled()  # nobody will tell its end
+    return row.awaiting(_missing_stage(h, pipeline))
 
 
 class _Row(NamedTuple):
@@ -113,6 +117,7 @@ class _Row(NamedTuple):
     transaction_id: str
     current: AnyEvent | None
     work: OpenWork
+    workers: Workers
 
     def verdict(
         self,
@@ -121,12 +126,14 @@ class _Row(NamedTuple):
         *,
         elsewhere: bool = False,
         next_ns: int | None = None,
+        lost: tuple[Fact, ...] = (),
     ) -> Verdict:
         return Verdict(
             status,
             self.current,
             found,
             self.work.stalled,
+            lost,
             self.work.running,
             tuple(self.h.queued),
             elsewhere,
@@ -135,8 +142,22 @@ class _Row(NamedTuple):
         )
 
     def stalled(self) -> Verdict:
-        text = issues.stall_text(self.h, self.pipeline, self.transaction_id, self.current)
-        return self.verdict(TransactionStatus.STALLED, Found(text, 0), next_ns=self.work.next_ns)
+        lost = self._lost()
+        if lost:
+            worker = self.workers.get(worker_of(lost[0].where))
+            text = issues.lost_text(lost[0], "" if worker is None else worker.beat.service)
+        else:
+            text = issues.stall_text(self.h, self.pipeline, self.transaction_id, self.current)
+        return self.verdict(
+            TransactionStatus.STALLED, Found(text, 0), next_ns=self.work.next_ns, lost=lost
+        )
+
+    def _lost(self) -> tuple[Fact, ...]:
+        names = self.workers.lost
+        if not names:
+            return ()
+        candidates = self.work.stalled or ((self.h.root,) if self.h.root is not None else ())
+        return tuple(f for f in candidates if not f.ended and worker_of(f.where) in names)
 
     def in_progress(self, next_ns: int | None, *, sentence: bool) -> Verdict:
         """IN_PROGRESS until `next_ns`; the memory sentence may come before a stall does."""
@@ -148,6 +169,16 @@ class _Row(NamedTuple):
             elif next_ns is None or due_ns < next_ns:
                 next_ns = due_ns
         return self.verdict(TransactionStatus.IN_PROGRESS, found, next_ns=next_ns)
+
+    def awaiting(self, missing: str | None) -> Verdict:
+        """IN_PROGRESS; STALLED where a declared stage is missing and its limit is over."""
+        if missing is None:
+            return self.verdict(TransactionStatus.IN_PROGRESS, None)
+        news_ns = max(self.h.news_ns, self.h.audio_seen_ns)
+        due_ns = news_ns + self.patience.limit_ns(missing, self.pipeline)
+        if self.now_ns >= due_ns:
+            return self.stalled()
+        return self.in_progress(due_ns, sentence=True)
 
     def waiting(self) -> Verdict:
         """IN_PROGRESS in a queue: beyond its limit an issue, never a stall."""

@@ -19,21 +19,22 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGE: Final = ROOT / "otel_tracker"
 
 CORE: Final = (
-    "ids", "model", "history", "stalls", "issues", "verdict", "state", "views", "sessions",
-    "store", "privacy",
+    "ids", "model", "history", "workers", "stalls", "issues", "verdict", "state", "views",
+    "sessions", "store", "privacy",
 )  # fmt: skip
 """What knows no OpenTelemetry: facts in, plain data out."""
 
 ORDER: Final = (
     ("ids", "privacy", "stacks", "wrapping", "bounded", "outbox"),
     ("model",),
-    ("history", "semconv", "diagnostics", "sessions", "dump"),
+    ("history", "workers", "semconv", "diagnostics", "sessions", "dump"),
     ("stalls", "issues"),
     ("verdict",),
     ("state",),
     ("views", "store", "settings"),
     ("processor", "receiver"),
     ("handles", "exporting"),
+    ("publisher",),
     ("telemetry",),
     ("spans",),
     ("recorder",),

@@ -27,6 +27,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "sensitive_keys": ("diagnosis, notes", ("diagnosis", "notes")),
     "hash_key": ("pepper", "pepper"),
     "link_caller": ("no", False),
+    "url": ("http://dash:8500", "http://dash:8500"),
+    "token": ("s3cret", "s3cret"),
     "jaeger_url": ("https://jaeger.example", "https://jaeger.example"),
     "debug_dump_dir": ("/var/dumps", "/var/dumps"),
 }
