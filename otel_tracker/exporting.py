@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from typing import Any, Final, Self
 
@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from .diagnostics import Diagnostics
 from .model import to_iso
-from .outbox import Batch, Outbox
+from .outbox import Batch, Lost, Outbox
 from .privacy import scrub
 
 logger: Final = logging.getLogger("otel_tracker")
@@ -46,7 +46,8 @@ _EXPORT_VARIABLES: Final = (
 SHUTDOWN_S: Final = 5.0
 """Bound on shutdown and on the interpreter's exit: the SDK's own takes up to 30 s."""
 
-_IDLE_S: Final = 5.0  # how long the thread sleeps where nothing waits
+_IDLE_S: Final = 5.0  # sleep where nothing waits: of two first spans at once none may ring
+_LONGEST_WAIT_S: Final = 86_400.0  # a lock takes no longer timeout than its clock can tell
 _LONGEST_PAUSE_S: Final = 5.0  # between two tries; the exporters pause between tries of their own
 _QUIET_S: Final = 60.0  # an endpoint that comes and goes is warned of once in this time
 _LONGEST_REASON: Final = 200
@@ -144,6 +145,7 @@ class ExportProcessor(SpanProcessor):
         self._exporter: SpanExporter | None = make()
         self._is_grpc = "grpc" in type(self._exporter).__module__
         self._unusable = ""
+        self._before: ExportProcessor | None = None
         self._begin()
         self._start()
         _processors.add(self)
@@ -201,13 +203,12 @@ class ExportProcessor(SpanProcessor):
                 "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or fork before the first span"
             )
         self._lock = threading.RLock()
-        self._exporter = None
+        self._exporter = self._before = None
         self._begin()
 
     def continue_from(self, before: ExportProcessor) -> None:
-        """Goes on counting where another one ended."""
-        self._outbox.exported += before._outbox.exported
-        self._outbox.lost.add(before._outbox.lost)
+        """Goes on counting where another one ended, which may still be at its last batch."""
+        self._before = before
 
     # --- on the application's threads -----------------------------------------------------------
 
@@ -238,11 +239,18 @@ class ExportProcessor(SpanProcessor):
         if self._thread is None:
             # No thread could be started: at the interpreter's exit none can be (Python 3.12).
             return self._send_until(flush.deadline_s)
+        if self._thread is threading.current_thread():
+            return False  # from a log handler: it would wait for itself
         self._bell.put(flush)
         try:
-            return flush.done.get(timeout=max(0.0, timeout_millis / 1_000))
+            return flush.done.get(timeout=min(max(0.0, timeout_millis / 1_000), _LONGEST_WAIT_S))
         except queue.Empty:
             return False
+
+    def abandon(self) -> None:
+        """Nobody holds the tracker any more: the thread sends what waits, and ends."""
+        self._bell.put(_Flush(self._clock() + SHUTDOWN_S))
+        self._bell.put(_STOP)
 
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
         """Sends what waits, within `timeout_s` seconds; what is left then is lost, and counted."""
@@ -254,9 +262,11 @@ class ExportProcessor(SpanProcessor):
         self._outbox.close()
         left = self._outbox.lost.shutdown + self._outbox.waiting
         if left:
-            self._diagnostics.warn(
-                "shutdown",
-                "%d spans could not be sent by %s within %.1f s of shutdown and are lost; %s",
+            # Each time, unlike other problems: it says how many.
+            self._diagnostics.counts["shutdown"] += 1
+            logger.warning(
+                "otel_tracker: %d spans could not be sent by %s within %.1f s of shutdown and are "
+                "lost; %s",
                 left,
                 self._name,
                 timeout_s,
@@ -271,15 +281,19 @@ class ExportProcessor(SpanProcessor):
 
     def state(self) -> dict[str, Any]:
         """What became of the spans, for ``health.export``: docs/dashboard-data.md."""
-        outbox, outage = self._outbox, self._outage
+        outage = self._outage
+        exported = waiting = 0
+        lost = Lost()
+        one: ExportProcessor | None = self
+        while one is not None:
+            exported += one._outbox.exported
+            waiting += one._outbox.waiting
+            lost.add(one._outbox.lost)
+            one = one._before
         return {
-            "exported": outbox.exported,
-            "waiting": outbox.waiting,
-            "lost": {
-                "queue_full": outbox.lost.queue_full,
-                "refused": outbox.lost.refused,
-                "shutdown": outbox.lost.shutdown,
-            },
+            "exported": exported,
+            "waiting": waiting,
+            "lost": asdict(lost),
             "failing_since": to_iso(outage.since_ns) if outage.since_ns else None,
             "last_error": outage.reason or None,
             "last_success": to_iso(self._last_success_ns) if self._last_success_ns else None,
@@ -300,9 +314,11 @@ class ExportProcessor(SpanProcessor):
                 if isinstance(task, _Flush):
                     task.done.put(self._send_until(task.deadline_s))
                 elif self._clock() >= self._not_before:
-                    self._send(everything=False)
-            except Exception:
+                    self._send()
+            except BaseException:
                 self._diagnostics.error("export", "the exporting thread goes on after an error")
+        self._is_stopped = True
+        self._outbox.close()
         self._end_exporter()
 
     def _next(self, bell: queue.SimpleQueue[_Flush | str]) -> _Flush | str | None:
@@ -314,7 +330,7 @@ class ExportProcessor(SpanProcessor):
             due = now + (self._settings.delay_s if self._outbox.waiting else _IDLE_S)
         while True:
             try:
-                task = bell.get(timeout=max(0.0, due - self._clock()))
+                task = bell.get(timeout=min(max(0.0, due - self._clock()), _LONGEST_WAIT_S))
             except queue.Empty:
                 return None
             if task == _FIRST:
@@ -322,21 +338,25 @@ class ExportProcessor(SpanProcessor):
             elif task != _FULL or not self._failures:
                 return task
 
-    def _send(self, *, everything: bool) -> bool:
-        """Sends batch after batch, until one fails; False if one did."""
+    def _send(self) -> None:
+        """Sends batch after batch, until one fails."""
         while (batch := self._outbox.take()) is not None:
-            if not self._export(batch):
-                return False
-            if not (everything or self._outbox.has_more()):
-                break  # a few spans more have come: they are worth a batch of their own, later
-        return True
+            # A few spans more may have come: they are worth a batch of their own, later.
+            if not (self._export(batch) and self._outbox.has_more()):
+                break
 
     def _send_until(self, deadline_s: float) -> bool:
-        while not self._send(everything=True):
+        """Sends as many as wait by now: those that others end meanwhile have no end."""
+        goal = self._outbox.gone + self._outbox.waiting
+        while self._outbox.gone < goal:
             left = deadline_s - self._clock()
             if left <= 0 or self._is_stopped:
                 return False
-            time.sleep(min(_FLUSH_PAUSE_S, left))
+            batch = self._outbox.take()
+            if batch is None:
+                break
+            if not self._export(batch):
+                time.sleep(max(0.0, min(_FLUSH_PAUSE_S, deadline_s - self._clock())))
         return True
 
     def _export(self, batch: Batch[ReadableSpan]) -> bool:
@@ -353,8 +373,11 @@ class ExportProcessor(SpanProcessor):
                     with _Overheard(self._exporter) as overheard:
                         result = self._exporter.export(batch.items)
                 reason = overheard.last
-        except Exception as error:
+        except BaseException as error:  # a PanicException of Rust code, for one, is no Exception
             reason = f"{type(error).__name__}: {error}"
+            if threading.current_thread() is not self._thread and not isinstance(error, Exception):
+                self._outbox.failed(batch)
+                raise  # KeyboardInterrupt or SystemExit of the caller's own
         if result is SpanExportResult.SUCCESS:
             self._outbox.delivered(batch)
             self._last_success_ns = time.time_ns()
@@ -367,7 +390,7 @@ class ExportProcessor(SpanProcessor):
         self._failures += 1
         pause = min(_LONGEST_PAUSE_S, 0.5 * 2 ** min(self._failures, 10))
         self._not_before = self._clock() + pause
-        self._outage.begins(reason, began, self._outbox)
+        self._outage.begins(reason, began)
         return False
 
     def _end_exporter(self) -> None:
@@ -375,7 +398,7 @@ class ExportProcessor(SpanProcessor):
             if self._exporter is not None:
                 with self._calling, _Overheard(self._exporter):
                     self._exporter.shutdown()
-        except Exception:
+        except BaseException:
             self._diagnostics.error("export", "the exporter could not be ended")
 
 
@@ -396,18 +419,22 @@ class Outage:
         self._since = 0.0
         self._lost_before = 0
         self._warned_at: float | None = None
+        self._loss_told_at: float | None = None
+        self._untold = 0
         self._is_told = False
 
-    def begins(self, reason: str, at: tuple[float, int], outbox: Outbox[ReadableSpan]) -> None:
+    def begins(self, reason: str, at: tuple[float, int]) -> None:
         """A batch failed that was sent at this time, by the monotonic and by the wall clock."""
         self.reason = scrub(reason)[:_LONGEST_REASON] or self.reason or "it gave no reason"
-        if self.since_ns:
-            return
         now = self._clock()
-        self._since, self.since_ns = at
-        self._lost_before = outbox.lost.total()
-        self._is_told = self._warned_at is None or now - self._warned_at > _QUIET_S
+        if not self.since_ns:
+            self._since, self.since_ns = at
+            self._is_told = False
         if self._is_told:
+            return
+        # One that began within a quiet minute is told when that is over, if it still lasts.
+        if self._warned_at is None or now - self._warned_at > _QUIET_S:
+            self._is_told = True
             self._warned_at = now
             logger.warning(
                 "otel_tracker: spans cannot be exported by %s (%s); they are kept and tried again; "
@@ -418,65 +445,103 @@ class Outage:
 
     def over(self, outbox: Outbox[ReadableSpan]) -> None:
         """A batch arrived."""
-        if not self.since_ns:
-            return
-        self.since_ns = 0
-        if self._is_told:
-            lost = outbox.lost.total() - self._lost_before
+        # From the last success on: the first try may hang for long before it fails.
+        lost_by_now = outbox.lost.total()
+        lost, self._lost_before = lost_by_now - self._lost_before, lost_by_now
+        is_outage, self.since_ns = self.since_ns != 0, 0
+        if is_outage and self._is_told:
             logger.warning(
                 "otel_tracker: spans are exported by %s again after %.0f s; %s",
                 self._name,
                 self._clock() - self._since,
                 f"{lost} were lost" if lost else "none was lost",
             )
+        elif lost:
+            self._tell_loss(lost)
+
+    def _tell_loss(self, lost: int) -> None:
+        """Spans were lost though export works: they came faster than they left."""
+        self._untold += lost
+        now = self._clock()
+        if self._loss_told_at is None or now - self._loss_told_at > _QUIET_S:
+            self._loss_told_at = now
+            logger.warning(
+                "otel_tracker: %d spans for %s were lost: they came faster than they left, or were "
+                "refused; health.export has the counts, OTEL_BSP_MAX_QUEUE_SIZE is the queue",
+                self._untold,
+                self._name,
+            )
+            self._untold = 0
 
 
-class _Overheard(logging.Filter):
+class _Listener(threading.local):
+    """Who listens on this thread."""
+
+    overheard: _Overheard | None = None
+
+
+_listener: Final = _Listener()
+
+
+def _is_for_others(record: logging.LogRecord) -> bool:
+    """A log filter: False for what is overheard on this thread."""
+    overheard = _listener.overheard
+    if overheard is None:
+        return True
+    overheard.last = record.getMessage()
+    return False
+
+
+class _Overheard:
     """Takes what an exporter logs on this thread: it would warn at every try.
 
-    The application's own exporters are of the same class, and go on logging.
+    The application's own exporters are of the same class, and go on logging. The filter stays on
+    the loggers: another thread may be going through their filters, and a fork would keep it.
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
-        super().__init__()
         self.last = ""
         """The newest message."""
-        self._thread = threading.get_ident()
-        modules = {kind.__module__ for kind in type(exporter).__mro__}
-        self._loggers = [
-            logging.getLogger(module) for module in modules if module.startswith("opentelemetry.")
-        ]
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for what was logged on this thread."""
-        if threading.get_ident() != self._thread:
-            return True
-        self.last = record.getMessage()
-        return False
+        for kind in type(exporter).__mro__:
+            if kind.__module__.startswith("opentelemetry."):
+                logging.getLogger(kind.__module__).addFilter(_is_for_others)
 
     def __enter__(self) -> Self:
-        for one in self._loggers:
-            one.addFilter(self)
+        _listener.overheard = self
         return self
 
     def __exit__(self, *error: object) -> None:
-        for one in self._loggers:
-            one.removeFilter(self)
+        _listener.overheard = None
 
 
 _processors: Final[weakref.WeakSet[ExportProcessor]] = weakref.WeakSet()
-_held_for_fork: list[ExportProcessor] = []
+
+
+class _Forking(threading.local):
+    """What this thread holds for its forks: one within another, if a signal handler forks."""
+
+    def __init__(self) -> None:
+        self.held: list[list[ExportProcessor]] = []
+
+
+_forking: Final = _Forking()
 
 
 def _before_fork() -> None:
-    _held_for_fork[:] = [one for one in list(_processors) if one.before_fork()]
+    _forking.held.append([one for one in list(_processors) if one.before_fork()])
 
 
 def _after_fork(*, is_child: bool) -> None:
+    held = _forking.held.pop()
     for one in list(_processors):
-        is_held = any(one is held for held in _held_for_fork)
+        is_held = any(one is other for other in held)
         one.after_fork(is_held=is_held, is_child=is_child)
-    _held_for_fork.clear()
+
+
+def shutdown_exports(deadline: float) -> None:
+    """Ends every processor that nobody has ended, by this monotonic time."""
+    for one in list(_processors):
+        one.shutdown(max(0.1, deadline - time.monotonic()))
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,7 +1,7 @@
 """What waits to be exported, what failed and is tried again, and the exact count of what was lost.
 
-Pure bookkeeping: no thread, clock or exporter. At any moment
-``put = exported + waiting + lost``, where `lost` says for each span why.
+Pure bookkeeping: no thread, clock or exporter. ``put = exported + waiting + lost``, where `lost`
+says for each span why. (Read while another thread moves a batch, the sum may be off by that batch.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ MOST_HELD: Final = 8
 endpoint is down, or refuses one batch and takes others."""
 
 REFUSALS: Final = 3
-"""Times that a batch may fail while others get through, before it is halved, or given up."""
+"""Times that an item alone may fail while others get through, before it is given up."""
+
+PROBES: Final = 3
+"""Items of failed batches that are tried alone."""
 
 
 @dataclass(slots=True)
@@ -110,13 +113,20 @@ class Outbox(Generic[T]):
         """Items that neither left nor were lost, those under way among them."""
         return len(self._queue) + sum(len(b.items) for b in tuple(self._held)) + self._in_flight
 
+    @property
+    def gone(self) -> int:
+        """Items that left or were lost."""
+        return self.exported + self.lost.total()
+
     def take(self) -> Batch[T] | None:
         """The next batch to export; None where nothing waits.
 
         After a failure it is a new one, if there is: if that one gets through, the fault was the
         failed one's own.
         """
+        has_probe = bool(self._held) and self._held[0].failed_at < 0
         wants_new = self.is_failing and len(self._held) < MOST_HELD and bool(self._queue)
+        wants_new = wants_new and not has_probe
         is_again = bool(self._held) and not wants_new
         batch = self._held.popleft() if is_again else Batch(self._from_queue())
         self._in_flight = len(batch.items)
@@ -148,17 +158,31 @@ class Outbox(Generic[T]):
             with self._lock:
                 self.lost.shutdown += len(batch.items)
             return
-        if 0 <= batch.failed_at < self._delivered:
-            batch.refusals += 1
+        others_got_through = 0 <= batch.failed_at < self._delivered
         batch.failed_at = self._delivered
-        if batch.refusals < REFUSALS:
-            self._held.append(batch)
-        elif len(batch.items) == 1:
-            self.lost.refused += 1
-        else:
-            half = len(batch.items) // 2
-            for items in (batch.items[:half], batch.items[half:]):
-                self._held.append(Batch(items, self._delivered))
+        if len(batch.items) > 1:
+            if others_got_through:
+                half = len(batch.items) // 2
+                for items in (batch.items[:half], batch.items[half:]):
+                    self._held.append(Batch(items, self._delivered))
+                return
+            self._add_probe(batch)
+        elif others_got_through:
+            batch.refusals += 1
+            if batch.refusals == REFUSALS:
+                self.lost.refused += 1
+                return
+        self._held.append(batch)
+
+    def _add_probe(self, batch: Batch[T]) -> None:
+        """Where nothing gets through, one item goes alone: a batch may be refused for its size.
+
+        Not always the first, which may be the bad one.
+        """
+        probes = sum(len(held.items) == 1 for held in self._held)
+        if probes < PROBES:
+            item = batch.items.pop((len(batch.items) - 1) * probes // (PROBES - 1))
+            self._held.appendleft(Batch([item]))  # the next one that is taken
 
     def close(self) -> None:
         """From now on nothing is taken in. All that waits is lost, but for what is under way."""

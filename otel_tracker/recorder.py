@@ -1046,8 +1046,8 @@ class Recorder:
         """A mark of the first progress after a told stall: at once, the end may follow closely."""
         opened.is_stall_told = False
         attempt = opened.end or opened.start
-        if attempt.outcome in (Outcome.ABANDONED, Outcome.INTERRUPTED):
-            return  # given up: no progress
+        if attempt.outcome in Outcome.BAD:
+            return  # given up, or failed: no progress
         fact = self._fact(
             handle,
             Kind.RECOVERED,

@@ -8,6 +8,7 @@ exports only where that was configured the standard way.
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401 -- the SDK imports it late; a fork in that is a hang
+import contextlib
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ from urllib.parse import quote, unquote
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Tracer, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
@@ -223,6 +224,12 @@ class Telemetry:
         self._export = True
         self._exports: dict[str, ExportProcessor] = {}
 
+    def __del__(self) -> None:
+        for export in self._exports.values():
+            export.abandon()
+        if self._flusher is not None:
+            self._flusher.stop()
+
     def use(self, provider: trace.TracerProvider | None) -> None:
         """From now on `provider` (None: the global one, or our own); export is allowed again."""
         with self._lock:
@@ -345,7 +352,7 @@ class Telemetry:
 
     def _make_own(self) -> TracerProvider:
         # The environment's attributes win over ours: merge() prefers the one it is given.
-        resource = Resource({"host.name": socket.gethostname()}).merge(Resource.create())
+        resource = Resource({"host.name": socket.gethostname()}).merge(_resource())
         own = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._own_exports = self._export
         if self._export:
@@ -365,7 +372,8 @@ class Telemetry:
                         name,
                     )
             if self._exports:
-                self._flusher = Flusher()
+                with contextlib.suppress(RuntimeError):  # no thread can be started
+                    self._flusher = Flusher()
                 logger.info("otel_tracker: spans are exported by %s", ", ".join(self._exports))
             else:
                 logger.info(
@@ -463,6 +471,16 @@ class Telemetry:
         self._flusher = None
         if self._publisher is not None:
             self._publisher.after_fork()
+
+
+def _resource() -> Resource:
+    """What the environment says of this process."""
+    try:
+        return Resource.create()
+    except RuntimeError:
+        # The SDK's detectors run on threads, and none can be started: the main thread has ended.
+        default = Resource({"service.name": "unknown_service"})
+        return default.merge(OTELResourceDetector().detect())
 
 
 def _left_ms(deadline: float) -> int:

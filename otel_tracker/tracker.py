@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import difflib
 import json
+import math
 import os
 import time
 import weakref
@@ -25,7 +26,7 @@ from . import views
 from .diagnostics import Diagnostics
 from .directory import Directory
 from .dump import write_dump
-from .exporting import SHUTDOWN_S
+from .exporting import SHUTDOWN_S, shutdown_exports
 from .frames import Frames
 from .handles import Handle
 from .ids import format_id, new_trace_id, parse_id
@@ -71,6 +72,8 @@ class _NotGiven:
 _UNSET: Final[Any] = _NotGiven()
 
 _OF_A_STAGE: Final = (Phase.STARTED, Phase.COMPLETED)
+
+_LONGEST_S: Final = 86_400.0  # a lock takes no longer timeout than its clock can tell
 
 MOST: Final = 1 << 53
 """The largest number that is taken from a caller: exact in JSON, and far from OTLP's 64 bits."""
@@ -231,6 +234,7 @@ class TransactionTracker:
         Safe to repeat. Calls after it still answer; what they track is no longer exported until
         `init_debug_tracker` is called again.
         """
+        timeout_s = seconds_of(timeout_s, SHUTDOWN_S)
         started = time.monotonic()
         self._sweeper.stop()
         # Bounded too: an application's SimpleSpanProcessor exports within the end of each span.
@@ -737,6 +741,8 @@ def _shutdown_all() -> None:
     deadline = time.monotonic() + SHUTDOWN_S
     for tracker in list(_trackers):
         tracker.shutdown(max(0.1, deadline - time.monotonic()))
+    # Of trackers that nobody holds any more: their spans may still wait.
+    shutdown_exports(deadline)
 
 
 def _at_exit_first() -> None:
@@ -780,6 +786,13 @@ if parent_process() is not None:
 def _error_type(metadata: Mapping[str, Any]) -> str:
     given = metadata.get("error_type")
     return given if isinstance(given, str) else ""
+
+
+def seconds_of(value: object, default: float) -> float:
+    """How long a caller wants to wait; `default` where that is no number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return default
+    return float(max(0, min(value, _LONGEST_S)))
 
 
 def limit_of(value: object, default: int) -> int:

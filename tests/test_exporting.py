@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from otel_tracker.diagnostics import Diagnostics
-from otel_tracker.exporting import BatchSettings, ExportProcessor, batch_settings
+from otel_tracker.exporting import BatchSettings, ExportProcessor, Outage, batch_settings
+from otel_tracker.outbox import Outbox
 
 QUICK = BatchSettings(queue_size=1_000, batch_size=10, delay_s=0.02)
 
@@ -337,3 +338,135 @@ def test_the_specifications_variables_are_obeyed(caplog: pytest.LogCaptureFixtur
     assert caplog.text == ""
     assert batch_settings(diagnostics, {"OTEL_BSP_SCHEDULE_DELAY": "soon"}) == BatchSettings()
     assert "OTEL_BSP_SCHEDULE_DELAY='soon'" in caplog.text
+
+
+def test_a_flush_ends_while_the_application_goes_on() -> None:
+    """It sends what waited when it was asked for: what others end meanwhile has no end."""
+    with exporting() as (endpoint, processor, work):
+        work(5)
+        more = iter(range(2_000))
+
+        def slow(spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            if next(more, None) is not None:
+                work(10)  # while a batch is under way, another one ends
+            return SpanExportResult.SUCCESS
+
+        endpoint.answer = slow
+        assert processor.force_flush(5_000)
+        assert next(more, None) is not None, "it went on to the very end"
+        endpoint.answer = lambda spans: SpanExportResult.SUCCESS
+
+
+def test_an_outage_that_began_in_a_quiet_minute_is_told_when_it_lasts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is not told at once, having just been told; but an hour without a word would be wrong."""
+    now = [1_000.0]
+    outage = Outage("test", lambda: now[0])
+    outbox: Outbox[ReadableSpan] = Outbox(10, 1)
+
+    def told() -> list[str]:
+        return [record.message for record in caplog.records]
+
+    outage.begins("down", (now[0], 1))
+    outage.over(outbox)
+    assert len(told()) == 2
+    now[0] += 10
+    outage.begins("down again", (now[0], 2))
+    assert len(told()) == 2
+    now[0] += 60
+    outage.begins("still down", (now[0], 3))
+    assert "still down" in told()[2]
+    outage.over(outbox)
+    assert "again after 60 s" in told()[3]
+
+
+def test_what_an_exporter_raises_that_is_no_exception_ends_nothing() -> None:
+    """A panic of native code is tried again like any failure, and the thread lives."""
+    with exporting() as (endpoint, processor, work):
+
+        def panics(spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            raise BaseException("panicked")
+
+        endpoint.answer = panics
+        work(3)
+        assert not processor.force_flush(50)
+        assert processor.state()["last_error"] == "BaseException: panicked"
+        endpoint.answer = lambda spans: SpanExportResult.SUCCESS
+        assert processor.force_flush(5_000)
+        assert len(endpoint.arrived) == 3
+
+
+def test_a_flush_from_within_the_exporter_does_not_wait_for_itself() -> None:
+    """A log handler that flushes, called on the exporting thread."""
+    with exporting() as (endpoint, processor, work):
+        said = []
+
+        def flushes(spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            said.append(processor.force_flush(5_000))
+            return SpanExportResult.SUCCESS
+
+        endpoint.answer = flushes
+        work(1)
+        started = time.monotonic()
+        assert processor.force_flush(10_000)
+        assert time.monotonic() - started < 4
+        assert said == [False]
+
+
+def test_counts_go_on_after_a_shutdown_and_a_new_beginning() -> None:
+    """Also of a batch that was under way at the shutdown and failed only later."""
+    with exporting() as (endpoint, processor, work), exporting() as (_, after, work_after):
+        released = threading.Event()
+
+        def hangs(spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            released.wait(30)
+            return SpanExportResult.FAILURE
+
+        endpoint.answer = hangs
+        work(10)
+        until(lambda: processor.state()["waiting"] == 10)
+        processor.shutdown(0.1)
+        after.continue_from(processor)
+        work_after(5)
+        assert after.force_flush(5_000)
+        released.set()
+        until(lambda: after.state()["lost"]["shutdown"] == 10)
+        assert (after.state()["exported"], after.state()["waiting"]) == (5, 0)
+
+
+def test_the_filter_on_a_logger_is_one_however_often_is_exported() -> None:
+    """Nothing grows, and a fork in the middle leaves nothing behind that swallows lines."""
+    log = logging.getLogger(OfOpenTelemetry.__module__)
+    with exporting() as (_, processor, work):
+        for _ in range(20):
+            work(1)
+            assert processor.force_flush()
+        assert len(log.filters) == 1
+    with exporting() as (_, processor, work):
+        work(1)
+        assert processor.force_flush()
+    assert len(log.filters) == 1
+
+
+def test_spans_that_come_too_fast_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Export works, and yet 4,000 of 5,000 never left: one line says so, with the number."""
+    with exporting(BatchSettings(queue_size=1_000, batch_size=10, delay_s=60)) as parts:
+        endpoint, processor, work = parts
+        entered, released = threading.Event(), threading.Event()
+
+        def slow(spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            entered.set()
+            released.wait(30)
+            return SpanExportResult.SUCCESS
+
+        endpoint.answer = slow
+        work(10)
+        assert entered.wait(10)
+        work(5_000)
+        released.set()
+        assert processor.force_flush(10_000)
+        assert processor.state()["lost"]["queue_full"] == 4_000
+    told = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(told) == 1, told
+    assert "4000 spans for test were lost" in told[0]

@@ -227,7 +227,9 @@ def test_a_full_queue_is_counted_to_the_span(tmp_path: Path) -> None:
         )
         kept = until("all that was kept", lambda: _settled(jaeger, said["ids"], SPANS - lost))
         assert kept == SPANS - lost
-        assert logged.count("none was lost") == 0
+        # Told, whether the outage was noticed or was over before anything was sent.
+        assert str(lost) in logged
+        assert "were lost" in logged
 
 
 def _settled(jaeger: Jaeger, ids: list[str], wanted: int) -> int | None:

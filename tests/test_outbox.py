@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from otel_tracker.outbox import MOST_HELD, REFUSALS, Batch, Outbox
+from otel_tracker.outbox import MOST_HELD, PROBES, REFUSALS, Batch, Outbox
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -82,7 +82,7 @@ def batches(outbox: Outbox[int]) -> Iterator[Batch[int]]:
 
 
 def test_an_outage_loses_nothing_and_keeps_the_order_of_batches() -> None:
-    """All that failed is sent when the endpoint is back, the oldest batch first."""
+    """All that failed is sent when the endpoint is back, what failed longest ago first."""
     outbox: Outbox[int] = Outbox(limit=100, batch_size=10)
     for item in range(50):
         outbox.put(item)
@@ -91,10 +91,13 @@ def test_an_outage_loses_nothing_and_keeps_the_order_of_batches() -> None:
         assert batch is not None
         outbox.failed(batch)
     arrived: list[int] = []
+    failed_at = []
     for batch in batches(outbox):
+        failed_at.append(min(batch.items))
         arrived += batch.items
         outbox.delivered(batch)
     assert sorted(arrived) == list(range(50))
+    assert failed_at != sorted(failed_at, reverse=True)
     assert (outbox.exported, outbox.waiting, outbox.lost.total()) == (50, 0, 0)
 
 
@@ -160,3 +163,25 @@ def test_a_closed_one_counts_what_comes_late() -> None:
     outbox.put(6)
     outbox.failed(batch)
     assert (outbox.lost.shutdown, outbox.waiting) == (6, 0)
+
+
+def test_where_every_batch_has_a_bad_item_the_good_ones_get_through() -> None:
+    """A server that refuses for size, or for one item in each batch: single items find out."""
+    outbox: Outbox[int] = Outbox(limit=10_000, batch_size=16)
+    bad = set(range(0, 320, 16))
+    for item in range(320):
+        outbox.put(item)
+    arrived: list[int] = []
+    for _ in range(5_000):
+        batch = outbox.take()
+        if batch is None:
+            break
+        if bad & set(batch.items):
+            outbox.failed(batch)
+        else:
+            arrived += batch.items
+            outbox.delivered(batch)
+    assert sorted(arrived + sorted(bad)) == list(range(320))
+    # The last ones wait until something gets through again: it might be the endpoint.
+    assert outbox.waiting <= PROBES
+    assert outbox.lost.refused + outbox.waiting == len(bad)

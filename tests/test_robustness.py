@@ -552,3 +552,12 @@ def test_a_defect_in_one_verdict_hides_no_other(
         assert data["health"]["dropped"]["facts_and_verdicts_that_failed"] >= 1
         monkeypatch.undo()
     assert caplog.text.count("a defect of the tracker") == 1
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), float("nan"), 1e300, -1, None, "5", [], True])
+def test_shutdown_takes_any_timeout(timeout: Any) -> None:
+    """It never raises into the application, and ends."""
+    with fresh_tracker() as t:
+        t.tracker.create_transaction("user", "client")
+        t.tracker.shutdown(timeout)
+        t.tracker.shutdown(timeout)
