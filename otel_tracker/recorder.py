@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -56,12 +57,23 @@ def _put_bounded(known: dict[K, V], key: K, value: V) -> None:
         known.pop(next(iter(list(known))), None)
 
 
+class _Linking(threading.local):
+    is_under_way = False
+
+
+_LINKING: Final = _Linking()
+
+
 def _link_back(caller: Span, root: Span) -> None:
     """Links the caller's span to the root.
 
     The SDK allocates under that span's lock. Where the span is one that an abandoned generator left
-    current, a collection at that moment would end it, and wait for the lock for ever.
+    current, a collection at that moment would end it, and wait for the lock for ever. So would a
+    signal handler that begins a transaction in here: its link back is left out.
     """
+    if _LINKING.is_under_way:
+        return
+    _LINKING.is_under_way = True
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -69,6 +81,7 @@ def _link_back(caller: Span, root: Span) -> None:
     finally:
         if was_enabled:
             gc.enable()
+        _LINKING.is_under_way = False
 
 
 class Recorder:

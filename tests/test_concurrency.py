@@ -401,6 +401,36 @@ def test_linking_to_the_callers_span_survives_a_collection() -> None:
     assert result == ["completed", True]
 
 
+def test_linking_to_the_callers_span_survives_a_signal() -> None:
+    """A handler that begins a transaction, called while we hold the SDK's lock on that span."""
+    result = output_of(
+        """
+        import json, os, signal
+        from opentelemetry.sdk import util
+        from opentelemetry.sdk.trace import TracerProvider
+        from otel_tracker import DebugSystemTracker
+
+        provider = TracerProvider(shutdown_on_exit=False)
+        tracker = DebugSystemTracker(provider, run_sweeper=False)
+        made = []
+        signal.signal(signal.SIGUSR1, lambda *_: made.append(tracker.create_transaction("s", "c")))
+
+        append = util.BoundedList.append
+        def append_and_interrupt(self, item):
+            if not made:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            append(self, item)
+        util.BoundedList.append = append_and_interrupt
+
+        with provider.get_tracer("app").start_as_current_span("caller") as caller:
+            made.append(tracker.create_transaction("user", "client"))
+        print(json.dumps([len(made), len(caller.links), tracker.metrics.total_transactions]))
+        """,
+        watched=10,
+    )
+    assert result == [2, 1, 2]
+
+
 def test_a_forked_child_drops_what_it_inherited() -> None:
     """It ends and exports nothing of its parent's, can track anew, and the parent goes on."""
     result = output_of(

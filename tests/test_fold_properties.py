@@ -430,7 +430,7 @@ _UNTIL_HEARD: Final = frozenset({TransactionStatus.IN_PROGRESS})
 """Only from here does time alone lead anywhere."""
 
 
-def verdict_at(facts: list[Fact], now_ns: int, pipeline: Pipeline, **around: bool) -> Verdict:
+def verdict_at(facts: list[Fact], now_ns: int, pipeline: Pipeline, **around: Any) -> Verdict:
     one: dict[int, Fact] = {}
     for fact in facts:
         one[fact.span_id] = merge(one[fact.span_id], fact) if fact.span_id in one else fact
