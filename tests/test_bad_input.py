@@ -132,6 +132,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "track_websocket_connected": ("id", "id"),
     "track_websocket_disconnected": ("id",),
     "get_transaction": ("transaction",),
+    "describe_transaction": ("transaction",),
     "get_user_transactions": ("id", "limit"),
     "get_recent_transactions": ("limit",),
     "trace_url": ("transaction",),
@@ -195,7 +196,7 @@ def test_the_table_has_every_public_method() -> None:
     no_arguments = {
         "get_dashboard_data", "get_system_metrics", "get_stats", "export_debug_dump", "sweep",
     }  # fmt: skip
-    set_up = {"configure", "declare", "shutdown"}
+    set_up = {"configure", "declare", "shutdown", "detach"}
     assert set(GOOD) == public - no_arguments - set_up
 
 
