@@ -54,6 +54,7 @@ format: .venv/.project ## Format the code and mend what the linter can mend
 bench: .venv/.project ## Run the benchmarks, then the peers'
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@$(BIN)/python -m benchmarks.export
+	@$(BIN)/python -m benchmarks.inlet
 	@$(MAKE) --no-print-directory bench-peers ARGS=
 
 .PHONY: bench-peers
@@ -70,14 +71,14 @@ clean: ## Remove the environments, caches and builds
 
 COMPILE = .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command "make requirements" $(if $(UPGRADE),--upgrade)
-PROJECT := pyproject.toml --extra dev --extra demo --extra auto --constraints requirements/pins.in
+PROJECT := pyproject.toml --extra dev --extra demo --extra auto --extra service --constraints requirements/pins.in
 
 .PHONY: requirements
 requirements: .venv-uv/.requirements ## Compile requirements/*.txt (UPGRADE=1 takes newer releases)
 	@$(COMPILE) $(PROJECT) --output-file requirements/dev.txt
 	@$(COMPILE) $(PROJECT) requirements/lowest-sdk.in --output-file requirements/lowest-sdk.txt
 	@$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
-	@$(COMPILE) pyproject.toml --extra dashboard --extra demo --constraints requirements/dev.txt \
+	@$(COMPILE) pyproject.toml --extra dashboard --extra demo --extra service --constraints requirements/dev.txt \
 		--constraints requirements/pins.in --output-file deploy/requirements.txt
 	@$(COMPILE) deploy/requirements-build.in --constraints requirements/dev.txt \
 		--output-file deploy/requirements-build.txt

@@ -188,4 +188,71 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (_add_demo, _add_doctor, _add_trace)
+# --- dashboard ------------------------------------------------------------------------------------
+
+
+def _add_dashboard(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "dashboard",
+        help="serve one live view of many processes",
+        description="Takes what processes send it, at OTEL_TRACKER_URL or by a Collector, and "
+        "answers with one view of them all, as JSON. OTEL_TRACKER_TOKEN is what everybody has to "
+        "show; beyond this machine it is needed. Ctrl-C ends it.",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=8500, help="(default: %(default)s)")
+    parser.set_defaults(command=_dashboard)
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    if _missing("service", "uvicorn"):
+        return 1
+    from .dashboard.app import api
+    from .dashboard.journal import JournalInUseError, directory, limit_bytes
+    from .dashboard.server import is_loopback, run
+    from .dashboard.service import Service
+
+    service = Service()
+    token = service.settings.token
+    if not token and not is_loopback(arguments.host):
+        print(
+            f"otel-tracker: {arguments.host} can be reached from other machines, and anybody "
+            "there could read and write; set OTEL_TRACKER_TOKEN, here and where it is used, or "
+            "listen on 127.0.0.1",
+            file=sys.stderr,
+        )
+        return 1
+
+    path = directory()
+    try:
+        restored = service.open_journal(path, limit_bytes())
+    except JournalInUseError as error:
+        print(f"otel-tracker: {error}", file=sys.stderr)
+        return 1
+    for note in restored.notes:
+        print(f"otel-tracker: {note}", file=sys.stderr)
+
+    def say(url: str) -> None:
+        print(
+            f"What comes is kept in {path}\n"
+            f"The dashboard's service listens at {url}; its paths: {url}/openapi.json\n"
+            f"Feed it from your processes: OTEL_TRACKER_URL={url}"
+            f"{' and the same OTEL_TRACKER_TOKEN' if token else ''}",
+            flush=True,
+        )
+
+    try:
+        run(api(service, token), arguments.host, arguments.port, on_listening=say)
+    except OSError as error:
+        print(f"otel-tracker: {error.strerror}", file=sys.stderr)
+        return 1
+    finally:
+        service.close()
+    return 0
+
+
+_COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
+    _add_demo, _add_doctor, _add_trace, _add_dashboard,
+)  # fmt: skip

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,51 @@ def test_unusable_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert captured.out == ""
     assert "otel-tracker: " in captured.err
     assert str(file / "below") in captured.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_dashboard_serves_until_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    """It says where it is and how to feed it, answers, and ends with status 0 and no word."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
+    clean["OTEL_TRACKER_JOURNAL_DIR"] = str(tmp_path)
+    process = subprocess.Popen(
+        [*MODULE, "dashboard", "--port", "0"],
+        cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        said = "".join(process.stdout.readline() for _ in range(3))
+        url = said.strip().rpartition("=")[2]
+        assert f"OTEL_TRACKER_URL={url}" in said
+        with urllib.request.urlopen(f"{url}/healthz", timeout=20) as answer:  # noqa: S310
+            assert answer.status == 200
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, "")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_dashboard_is_not_shown_to_a_network_without_a_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An address beyond loopback needs one, and the error says how to give it."""
+    monkeypatch.delenv("OTEL_TRACKER_TOKEN", raising=False)
+    assert cli.main(["dashboard", "--host", "0.0.0.0", "--port", "0"]) == 1  # noqa: S104
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "set OTEL_TRACKER_TOKEN" in captured.err
+
+
+def test_dashboard_on_a_port_that_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1, and one line that names the address and the way out."""
+    monkeypatch.setenv("OTEL_TRACKER_JOURNAL_DIR", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["dashboard", "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"otel-tracker: cannot listen on 127.0.0.1:{port}: another program")
+    assert error.count("\n") == 1
