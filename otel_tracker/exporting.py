@@ -142,8 +142,13 @@ class ExportProcessor(SpanProcessor):
         self._settings = settings or BatchSettings()
         self._clock = clock
         self._lock = threading.RLock()
+        # requests imports it in its first call: a child that is forked in that moment would wait
+        # for its lock, which a thread holds that is not there.
+        import netrc  # noqa: F401
+
         self._exporter: SpanExporter | None = make()
         self._is_grpc = "grpc" in type(self._exporter).__module__
+        self._has_called = False
         self._unusable = ""
         self._before: ExportProcessor | None = None
         self._begin()
@@ -182,14 +187,16 @@ class ExportProcessor(SpanProcessor):
                 )
 
     def before_fork(self) -> bool:
-        """Waits a moment for a call of gRPC's to end. Other exporters do not mind a fork.
+        """Waits a moment for a call of gRPC's to end, or for the first call of any exporter.
 
-        In a child that was forked during such a call, gRPC aborts the process.
+        In a child that was forked during a call gRPC aborts the process. The first call of others
+        may import modules, which in a child would then be locked for ever.
 
         Returns:
             Whether it is held until `after_fork`.
         """
-        return self._is_grpc and self._calling.acquire(timeout=_FORK_S)
+        minds = self._is_grpc or not self._has_called
+        return minds and self._calling.acquire(timeout=_FORK_S)
 
     def after_fork(self, *, is_held: bool, is_child: bool) -> None:
         """In a forked child what waits is the parent's to send, and so are its connections."""
@@ -372,6 +379,7 @@ class ExportProcessor(SpanProcessor):
                         self._exporter = self._make()
                     with _Overheard(self._exporter) as overheard:
                         result = self._exporter.export(batch.items)
+                self._has_called = True
                 reason = overheard.last
         except BaseException as error:  # a PanicException of Rust code, for one, is no Exception
             reason = f"{type(error).__name__}: {error}"

@@ -590,6 +590,28 @@ def test_an_endpoint_is_all_it_takes_to_export() -> None:
         assert sum(size for _, size in came) > 5_000
 
 
+@pytest.mark.parametrize("is_up", [True, False])
+def test_the_first_export_imports_nothing(is_up: bool) -> None:
+    """A child that is forked within an import of another thread's waits for it for ever."""
+    with inlet() as (port, _):
+        new = output_of(
+            """
+            import json, sys
+            from otel_tracker import get_debug_tracker, stage, transaction
+            tracker = get_debug_tracker()
+            tracker.create_transaction("user", "client")  # the exporter is made
+            before = set(sys.modules)
+            with transaction(), stage("memory"):
+                pass
+            tracker.force_flush(3_000)
+            print(json.dumps(sorted(set(sys.modules) - before)))
+            """,
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port if is_up else 9}",
+            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+        )
+    assert new == []
+
+
 def test_force_flush_exports_at_once() -> None:
     """After it the spans are there, without waiting for the batch."""
     with inlet() as (port, came):
