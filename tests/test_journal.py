@@ -100,11 +100,13 @@ def service(
     limits: Limits = SMALL,
     patience: Patience | None = None,
     progress: Callable[[int, int], None] | None = None,
+    judges_each: bool = False,
     **more: Any,
 ) -> Service:
     """One that has restored what is in `path`; without a thread."""
     store = Store(State(limits, patience), clock or SystemClock())
-    kept = Journal(path, store, requests.fold_of(store), limit=limit, clock=clock, **more)
+    fold = requests.fold_of(store) if judges_each else Receiver(store).fold
+    kept = Journal(path, store, fold, limit=limit, clock=clock, **more)
     kept.open()
     return Service(store, kept, kept.restore(progress))
 
@@ -138,10 +140,10 @@ def without_times(document: Any) -> Any:
     return document
 
 
-def folded(number: int, base_ns: int) -> Store:
+def folded(number: int, base_ns: int, *, judges_each: bool = False) -> Store:
     """The same requests, 10 µs apart, in a service that nobody ended."""
     store = Store(State(requests.FEW, PATIENT), SystemClock())
-    fold = requests.fold_of(store)
+    fold = requests.fold_of(store) if judges_each else Receiver(store).fold
     for one in range(number):
         fold(request(one, base_ns + one * 10_000))
     return store
@@ -211,12 +213,14 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
             writer.stdout.close()
         copy = tmp_path / f"copy{number}"
         shutil.copytree(path, copy)
-        with restarted(copy, limit=LEAST_LIMIT, limits=requests.FEW, patience=PATIENT) as after:
+        as_the_writer: dict[str, Any] = {"limits": requests.FEW, "patience": PATIENT}
+        as_the_writer |= {"limit": LEAST_LIMIT, "judges_each": True}
+        with restarted(copy, **as_the_writer) as after:
             assert all("in the middle of a record" in note for note in after.restored.notes)
             total = chunks(after.store)
             # One more may have been written, of which it had no time to tell.
             assert told <= total <= told + 1
-            assert shown(after.store) == shown(folded(total, base_ns))
+            assert shown(after.store) == shown(folded(total, base_ns, judges_each=True))
         assert size_of(path) <= LEAST_LIMIT
         shutil.rmtree(copy)
     assert total > 1_000
