@@ -561,3 +561,5 @@ def test_shutdown_takes_any_timeout(timeout: Any) -> None:
         t.tracker.create_transaction("user", "client")
         t.tracker.shutdown(timeout)
         t.tracker.shutdown(timeout)
+        assert [span.name for span in t.finished_spans()] == ["audio_pipeline"]
+        assert t.tracker.get_dashboard_data()["health"]["problems"] == {}
