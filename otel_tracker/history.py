@@ -11,18 +11,26 @@ from .model import (
     MARK_NS,
     NO_AUDIO,
     NOBODY,
+    NS_PER_S,
     TRANSCRIPTION,
     Fact,
     Kind,
     Outcome,
     Who,
 )
+from .workers import worker_of
 
 _VERDICTS = frozenset({Outcome.SUCCESS, Outcome.FAILURE, Outcome.CANCELLED})
 """Outcomes of a root that speak of the transaction; ``interrupted`` speaks of its process."""
 
 _NO_NEWS = frozenset({Kind.STALLED, Kind.RECOVERED, Kind.AUDIO})
 """Kinds that move nothing. A root ends at its last local activity, so its end is news."""
+
+_SAME_MOMENT_NS: Final = NS_PER_S
+"""Between the moment that the sender noted and the one that the queue has: it asked the queue's
+server meanwhile."""
+_CLOCKS_DIFFER_NS: Final = 60 * NS_PER_S
+"""Hosts whose clocks differ by more leave a wait open that has ended."""
 
 
 def merge(old: Fact, new: Fact) -> Fact:
@@ -227,10 +235,47 @@ def history(facts: Iterable[Fact]) -> History:
     for wait in sorted(queued, key=_order):
         if h.failed_end is not None and h.failed_end.at_ns >= wait.start_ns:
             continue  # it never got into its queue, or nobody waits for it
-        if not any(a.stage == wait.stage and a.start_ns >= wait.start_ns for a in h.attempts):
+        if is_retold(wait, queued) or any(_overtakes(end, wait) for end in ends):
+            continue
+        if not any(_takes(attempt, wait) for attempt in h.attempts):
             h.queued.append(wait)
     _times(h, others)
     return h
+
+
+def is_retold(wait: Fact, waits: Iterable[Fact]) -> bool:
+    """Whether the worker that took it tells of the same wait, which its sender left open."""
+    return not wait.ended and any(
+        other.ended
+        and other.stage == wait.stage
+        and abs(other.start_ns - wait.start_ns) < _SAME_MOMENT_NS
+        for other in waits
+    )
+
+
+def _takes(attempt: Fact, wait: Fact) -> bool:
+    if attempt.stage != wait.stage:
+        return False
+    slack_ns = 0
+    if not wait.ended and _host(attempt.where) != _host(wait.where):
+        # A quick worker whose clock is behind the sender's. What failed may have been queued again.
+        went_well = attempt.ended and attempt.outcome not in Outcome.BAD
+        slack_ns = _CLOCKS_DIFFER_NS if went_well else NS_PER_S
+    return attempt.start_ns >= wait.start_ns - slack_ns
+
+
+def _overtakes(end: Fact, wait: Fact) -> bool:
+    """Whether another process than the sender's told the end after it had queued the work."""
+    return (
+        end.kind is Kind.ENDED
+        and not wait.ended
+        and worker_of(end.where) != worker_of(wait.where)
+        and end.at_ns >= wait.start_ns - _CLOCKS_DIFFER_NS
+    )
+
+
+def _host(where: str) -> str:
+    return where.partition("/")[0]
 
 
 def _is_told_interrupted(root: Fact) -> bool:

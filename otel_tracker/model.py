@@ -266,11 +266,17 @@ class Who(NamedTuple):
 
     def or_else(self, other: Who) -> Who:
         """This one, its gaps filled from `other`."""
-        if self is other or other == NOBODY:
+        if self is other or other is NOBODY:
             return self
-        if self == NOBODY:
-            return other
-        return Who(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
+        filled = Who(
+            self.user_id or other.user_id,
+            self.client_id or other.client_id,
+            self.conversation_id or other.conversation_id,
+            self.audio_uuid or other.audio_uuid,
+            self.pipeline or other.pipeline,
+        )
+        # One that is there already, if it can be: those of a transaction are often the same object.
+        return other if filled == other else self if filled == self else filled
 
 
 NOBODY: Final = Who()

@@ -8,6 +8,7 @@ attributes feeds the fold, whoever made it: `read_fact` is the one reader.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from .model import (
@@ -21,6 +22,7 @@ from .model import (
     Outcome,
     Who,
 )
+from .privacy import MAX_KEPT_TEXT
 
 SCOPE: Final = "otel_tracker"
 """The instrumentation scope's name."""
@@ -64,6 +66,8 @@ STACK: Final = "code.stacktrace"
 
 STALLED: Final = "stalled"
 
+_KINDS: Final[Mapping[str, Kind]] = {kind.value: kind for kind in Kind}
+
 
 def name_of_wait(stage: str) -> str:
     """The span of a wait in a queue."""
@@ -92,8 +96,11 @@ def name_of_end(outcome: str) -> str:
 
 def is_ours(attributes: Mapping[str, Any] | None) -> bool:
     """Whether a span carries the project's attributes."""
-    return attributes is not None and any(
-        key in attributes for key in (KIND, STAGE, TRANSACTION_ID, PIPELINE)
+    return attributes is not None and (
+        KIND in attributes
+        or STAGE in attributes
+        or TRANSACTION_ID in attributes
+        or PIPELINE in attributes
     )
 
 
@@ -147,7 +154,7 @@ def read_fact(
         stage=stage,
         key=_text(attributes, STAGE_KEY),
         outcome=outcome if ended else "",
-        error=error if ended else "",
+        error=error[:MAX_KEPT_TEXT] if ended else "",
         error_type=_text(attributes, ERROR_TYPE) if ended else "",
         opened=kind is Kind.AUDIO or (kind is Kind.STAGE and attributes.get(STAGE_MARK) != "end"),
         closed=ended and _is_reported(kind, outcome, attributes),
@@ -160,8 +167,9 @@ def read_fact(
 
 
 def _within(attributes: Mapping[str, Any]) -> int:
+    text = _text(attributes, STAGE_WITHIN)
     try:
-        return int(_text(attributes, STAGE_WITHIN), 16) & (1 << 64) - 1
+        return int(text, 16) & (1 << 64) - 1 if text else 0
     except ValueError:
         return 0
 
@@ -171,10 +179,9 @@ def _is_time(wall_ns: int) -> bool:
 
 
 def _kind(attributes: Mapping[str, Any], parent_id: int) -> Kind:
-    try:
-        return Kind(attributes.get(KIND))
-    except ValueError:
-        pass  # another language's span need not say it
+    told = _KINDS.get(_text(attributes, KIND))
+    if told is not None:
+        return told  # another language's span need not say it
     if STAGE in attributes:
         return Kind.STAGE
     if parent_id == 0:
@@ -197,13 +204,21 @@ def _is_reported_failure(kind: Kind, outcome: str, attributes: Mapping[str, Any]
 
 
 def _who(attributes: Mapping[str, Any]) -> Who:
-    return Who(
-        user_id=_text(attributes, USER_ID) or _text(attributes, USER_HASH),
-        client_id=_text(attributes, CLIENT_ID),
-        conversation_id=_text(attributes, CONVERSATION_ID),
-        audio_uuid=_text(attributes, AUDIO_UUID),
-        pipeline=_text(attributes, PIPELINE),
+    return _shared(
+        Who(
+            _text(attributes, USER_ID) or _text(attributes, USER_HASH),
+            _text(attributes, CLIENT_ID),
+            _text(attributes, CONVERSATION_ID),
+            _text(attributes, AUDIO_UUID),
+            _text(attributes, PIPELINE),
+        )
     )
+
+
+@lru_cache(maxsize=1024)
+def _shared(who: Who) -> Who:
+    """One object for the spans of a transaction, which are compared with each other often."""
+    return who
 
 
 def _audio(attributes: Mapping[str, Any]) -> AudioCount:

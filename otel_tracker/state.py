@@ -47,6 +47,7 @@ _DECIDE_NOTHING: Final = frozenset({Kind.DETAIL, Kind.STALLED, Kind.RECOVERED})
 _PATTERNS_OF_ONE: Final = 50  # issues of one transaction
 _ATTEMPTS: Final = frozenset({Kind.STAGE, Kind.AUDIO})
 _NEWS: Final = 10_000  # changes that wait for the sweeper
+_FACT: Final = 600  # bytes of a fact beside its longest texts, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Limits:
     users: int = 10_000
     sockets: int = 10_000
     stages: int = 100
+    bytes: int = 256 << 20
+    """Of the facts of all transactions, about."""
 
 
 _UNJUDGED: Final = Verdict(TransactionStatus.IN_PROGRESS, None)
@@ -92,6 +95,8 @@ class Tracked:
     indexed: set[str] = field(default_factory=lambda: {""})
     """Its clients' and recordings' ids: more than one each where its spans disagree."""
     dropped_facts: int = 0
+    size: int = 0
+    """Bytes of its facts, about, when it was judged last."""
     forgotten: OrderedDict[int, None] = field(default_factory=OrderedDict)
     """Span ids of facts that were let go: heard of again, they must not count twice."""
 
@@ -210,6 +215,8 @@ class State:
         self._finished: OrderedDict[int, None] = OrderedDict()
         self._let_go_ids: OrderedDict[int, None] = OrderedDict()
         self._only_audio: OrderedDict[int, None] = OrderedDict()
+        self._size = 0
+        """Bytes of all facts, about."""
         self._by_client: dict[str, OrderedDict[int, None]] = {}
         self._by_recording: dict[str, OrderedDict[int, None]] = {}
         self._dirty: OrderedDict[int, None] = OrderedDict()
@@ -283,6 +290,7 @@ class State:
         Returns:
             Trace and span ids of what is open there and not known here.
         """
+        beat = self._with_room_for_sockets(beat)
         was_lost = beat.worker in self.workers.lost
         before = self.workers.take(beat)
         if before is beat:
@@ -301,6 +309,15 @@ class State:
         if was_lost:
             self._wake_work_of({beat.worker})
         return unknown
+
+    def _with_room_for_sockets(self, beat: Beat) -> Beat:
+        """With as many clients as may be known of all processes together."""
+        others = sum(len(w.beat.sockets) for w in self.workers if w.beat.worker != beat.worker)
+        room = max(0, self.limits.sockets - others)
+        if len(beat.sockets) <= room:
+            return beat
+        self.dropped[Dropped.SOCKETS] += len(beat.sockets) - room
+        return replace(beat, sockets=dict(islice(beat.sockets.items(), room)))
 
     def _compare_sockets(self, beat: Beat, before: Mapping[str, int]) -> None:
         now: Mapping[str, int] = {} if beat.is_last else beat.sockets
@@ -328,6 +345,10 @@ class State:
                 facts = self.transactions[trace_id].facts.values()
                 if any(not f.ended and worker_of(f.where) in workers for f in facts):
                     self._dirty[trace_id] = None
+
+    def knows(self, trace_id: int) -> bool:
+        """Whether this transaction was counted, be it kept or let go."""
+        return trace_id in self.transactions or trace_id in self._let_go_ids
 
     def open_sockets(self, client_id: str) -> int:
         """How many connections of this client are open."""
@@ -367,7 +388,12 @@ class State:
             tx = self.transactions.get(trace_id)
             if tx is not None:
                 self._judge(tx, now_ns, wall_ns)
-        if not more_to_come or len(self._finished) > 2 * self.limits.finished:
+        limits = self.limits
+        if (
+            not more_to_come
+            or len(self._finished) > 2 * limits.finished
+            or self._size > limits.bytes
+        ):
             self._let_go_finished()
         self._let_go_open()
 
@@ -386,6 +412,9 @@ class State:
         h = tx.history = history(tx.facts.values())
         tx.who = h.who
         tx.created_ns = h.start_ns
+        size = sum([_FACT + len(f.error) + len(f.where) + len(f.key) for f in tx.facts.values()])
+        self._size += size - tx.size
+        tx.size = size
         if not tx.attempted and not tx.carried_on:
             tx.carried_on = self._is_carried_on(tx)
         verdict = tx.verdict = judge(
@@ -594,14 +623,20 @@ class State:
     # --- letting go -----------------------------------------------------------------------------
 
     def _let_go_finished(self) -> None:
-        while len(self._finished) > self.limits.finished:
+        limits = self.limits
+        while self._finished and (
+            len(self._finished) > limits.finished or self._size > limits.bytes
+        ):
             trace_id, _ = self._finished.popitem(last=False)
             self.dropped[Dropped.FINISHED] += 1
             tx = self.transactions[trace_id]
             self._let_go(tx, tx.verdict.status)
 
     def _let_go_open(self) -> None:
-        while len(self.transactions) - len(self._finished) > self.limits.open:
+        limits = self.limits
+        while (
+            len(self.transactions) - len(self._finished) > limits.open or self._size > limits.bytes
+        ):
             candidates = (
                 self.transactions[next(iter(ids))]
                 for status, ids in self.by_status.items()
@@ -625,6 +660,7 @@ class State:
     def _let_go(self, tx: Tracked, status: TransactionStatus) -> None:
         del self.transactions[tx.trace_id]
         del self.by_status[tx.verdict.status][tx.trace_id]
+        self._size -= tx.size
         self.let_go[status] += 1
         self.waiting.pop(tx.trace_id, None)
         self._only_audio.pop(tx.trace_id, None)

@@ -25,9 +25,9 @@ CORE: Final = (
 """What knows no OpenTelemetry: facts in, plain data out."""
 
 ORDER: Final = (
-    ("ids", "privacy", "stacks", "wrapping", "bounded", "outbox"),
+    ("ids", "privacy", "stacks", "wrapping", "bounded", "outbox", "workers"),
     ("model",),
-    ("history", "workers", "semconv", "diagnostics", "sessions", "dump"),
+    ("history", "semconv", "diagnostics", "sessions", "dump"),
     ("stalls", "issues"),
     ("verdict",),
     ("state",),
@@ -35,11 +35,11 @@ ORDER: Final = (
     ("processor", "receiver"),
     ("handles", "exporting"),
     ("publisher",),
-    ("telemetry",),
+    ("telemetry", "remote"),
     ("spans",),
     ("recorder",),
     ("directory", "sweeper"),
-    ("frames",),
+    ("frames", "serving"),
     ("tracker",),
     ("debug_tracker",),
     ("api",),

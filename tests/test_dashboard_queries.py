@@ -14,8 +14,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from otel_tracker import semconv
 from otel_tracker.dashboard import beats, queries
-from otel_tracker.dashboard.queries import BUCKET_S, QueryError, UnknownError, filter_of
+from otel_tracker.dashboard.queries import QueryError, UnknownError, filter_of
 from otel_tracker.dashboard.service import BusyError, Service, settings_of
+from otel_tracker.dashboard.trends import BUCKET_S
+from otel_tracker.dashboard.view import View
 from otel_tracker.ids import format_id, root_span_id
 from otel_tracker.model import NS_PER_S
 from otel_tracker.receiver import TooLargeError
@@ -427,6 +429,26 @@ def test_the_link_to_jaeger_or_why_there_is_none() -> None:
         assert "OTEL_TRACKER_JAEGER_URL" in got["reason"]
 
 
+def test_no_link_leads_to_jaeger_where_nothing_was_exported() -> None:
+    """Its processes say so with their beats; one that exports, or says nothing, keeps the link."""
+    of, _ = service()
+    spans = Spans()
+    spans.root(1, 0, otel_tracker__where=f"{WORKER}/main")
+    spans.stage(1, "memory", 1, otel_tracker__where=f"{OTHER}/main")
+    feed(of, spans)
+
+    def link() -> Any:
+        found = of.read(lambda view: queries.transaction(view, format_id(trace(1))))
+        return found["jaeger"]
+
+    assert link()["url"]
+    nothing = {"export": {"provider": "own", "exporters": {}}}
+    of.take_beat(beat(WORKER, health=nothing))
+    assert "set OTEL_EXPORTER_OTLP_ENDPOINT" in link()["reason"]
+    of.take_beat(beat(OTHER, health={"export": {"provider": "application", "exporters": None}}))
+    assert link()["url"]
+
+
 # --- recordings -----------------------------------------------------------------------------------
 
 
@@ -530,7 +552,7 @@ def test_the_longest_limit_of_any_living_worker_counts() -> None:
     made, clock = service()
 
     def limits() -> tuple[float, float]:
-        def look(view: queries.View) -> tuple[float, float]:
+        def look(view: View) -> tuple[float, float]:
             pipelines, patience = view.state.pipelines, view.state.patience
             return (
                 pipelines["reports"].stall_after["fetch"],

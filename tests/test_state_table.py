@@ -407,6 +407,40 @@ def test_queued_work_is_taken_by_an_attempt_of_its_stage() -> None:
     assert at(65, root(), wait, attempt(MEMORY, 4, 5)).status is STALLED
 
 
+def test_a_wait_that_its_worker_tells_as_well_is_one_wait() -> None:
+    """Its sender left it open, and the worker ended it, with the moment that it was told."""
+    sent = make(Kind.QUEUED, 3, 2, stage=MEMORY)
+    told = make(Kind.QUEUED, 5, 2.4, 4, stage=MEMORY)
+    other = make(Kind.QUEUED, 5, 1, 4, stage=MEMORY)
+    assert at(10, root(), sent, told).waiting == (told,)  # until its attempt is heard of
+    assert at(10, root(), sent, told, attempt(MEMORY, 6, 4)).waiting == ()
+    assert at(10, root(), sent, other).waiting == (other, sent)
+
+
+def test_a_quick_worker_whose_clock_is_behind_has_taken_what_waits() -> None:
+    """A minute, between hosts; on one host there is one clock, and nothing earlier takes it."""
+    wait = make(Kind.QUEUED, 3, 2, stage=MEMORY, where="host-a/1/main")
+    there = attempt(MEMORY, 4, 1.9, 1.95, where="host-b/7/main")
+    here = attempt(MEMORY, 4, 1.9, 1.95, where="host-a/7/main")
+    earlier = attempt(MEMORY, 4, -58.5, 1.95, where="host-b/7/main")
+    failed = attempt(MEMORY, 4, 0.9, 1.95, Outcome.FAILURE, where="host-b/7/main")
+    assert at(10, root(), wait, failed).waiting == (wait,)  # and was queued again
+    assert at(10, root(), wait, there).waiting == ()
+    assert at(10, root(), wait, here).waiting == (wait,)
+    assert at(10, root(), wait, earlier).waiting == (wait,)
+
+
+def test_an_end_that_another_process_told_is_the_end_of_the_wait() -> None:
+    """A worker may end a transaction without a stage; the sender's own end leaves the work open."""
+    wait = make(Kind.QUEUED, 3, 2, stage=MEMORY, where="host-a/1/main")
+
+    def told(where: str) -> Fact:
+        return make(Kind.ENDED, 5, 4, 4, outcome=Outcome.SUCCESS, where=where)
+
+    assert at(10, root(), wait, told("host-b/7/main")).status is COMPLETED
+    assert at(10, root(), wait, told("host-a/1/other")).waiting == (wait,)
+
+
 def test_queued_work_waits_even_after_the_end() -> None:
     """The end of the conversation does not make waiting work done."""
     verdict = at(10, root(0, 5, Outcome.SUCCESS), make(Kind.QUEUED, 3, 2, stage=MEMORY))

@@ -23,8 +23,9 @@ from urllib.parse import parse_qsl
 from ..receiver import JSON, MAX_BODY, EncodingError, TooLargeError
 from . import beats, openapi, queries
 from .beats import BeatError
-from .queries import QueryError, UnknownError, View
+from .queries import QueryError, UnknownError
 from .service import BodyError, BusyError, Service, unpacked
+from .view import View
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
@@ -38,6 +39,8 @@ IN_FLIGHT: Final = 4 * MAX_BODY
 """Bytes of bodies that are being read or wait for their turn, over all requests."""
 WAITING: Final = 256
 """Requests that wait for a thread."""
+READING: Final = 32
+"""Different questions that wait for an answer: who asks wants to know now."""
 BODY_S: Final = 30.0
 """Seconds in which a body must have come."""
 
@@ -52,7 +55,9 @@ _HEALTHZ: Final = "/healthz"
 _OPENAPI: Final = "/openapi.json"
 _ONE: Final = "/api/transactions/"
 
-_FILTERS: Final = ("user", "conversation", "client", "status", "stage", "text", "since", "until")
+_FILTERS: Final = (
+    "user", "conversation", "client", "pipeline", "status", "stage", "text", "since", "until",
+)  # fmt: skip
 _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     "/api/dashboard": (),
     "/api/transactions": (*_FILTERS, "limit", "cursor"),
@@ -73,6 +78,10 @@ _STATUS: Final[Mapping[type[Exception], int]] = {
     BeatError: 400,
     BodyError: 400,
 }
+
+
+_Question = tuple[str, bytes]
+"""A path and its query string."""
 
 
 class HTTPError(Exception):
@@ -131,6 +140,8 @@ class Api:
         self._reads = ThreadPoolExecutor(2, "otel-tracker-reads")
         self._bytes = 0
         self._waiting = 0
+        self._asked: dict[_Question, asyncio.Task[_Answer]] = {}
+        """Questions that wait for a thread."""
         self._failed = False
         self._is_closed = False
 
@@ -197,7 +208,7 @@ class Api:
 
     async def _answer(self, scope: Scope, receive: Receive) -> _Answer:
         path, method = _path(scope), str(scope["method"])
-        headers = {name.lower(): value for name, value in scope["headers"]}
+        headers = _headers(scope["headers"])
         if path == _HEALTHZ:
             _only(method, "GET")
             return _json(openapi.ALIVE)
@@ -212,7 +223,7 @@ class Api:
             _only(method, "GET")
             return _json(openapi.document(scope.get("root_path", "")))
         query = _query_of(path, method, scope.get("query_string", b""))
-        return await self._run(self._reads, self._read, query)
+        return await self._ask((path, scope.get("query_string", b"")), query)
 
     def _authorize(self, headers: Mapping[bytes, bytes]) -> None:
         if not self._token:
@@ -228,8 +239,8 @@ class Api:
 
     def _check_host(self, header: bytes) -> None:
         """Without a token: a page on the web must not reach it by a name that points here."""
-        host = _host_name(header.decode("latin-1"))
-        if "*" in self._hosts or host in self._hosts or _is_loopback(host):
+        host = name_in_host(header.decode("latin-1"))
+        if "*" in self._hosts or host in self._hosts or is_loopback_name(host):
             return
         raise HTTPError(
             403,
@@ -304,7 +315,25 @@ class Api:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def _read(self, query: Callable[[View], Any]) -> _Answer:
+    async def _ask(self, question: _Question, query: Callable[[View], Any]) -> _Answer:
+        """The answer; whoever asks the same before it is looked up shares it."""
+        asked = self._asked.get(question)
+        if asked is None:
+            if len(self._asked) >= READING:
+                raise _busy()
+            asked = asyncio.create_task(self._run(self._reads, self._read, question, query))
+            self._asked[question] = asked
+            asked.add_done_callback(partial(self._is_answered, question))
+        return await asyncio.shield(asked)
+
+    def _is_answered(self, question: _Question, asked: asyncio.Task[_Answer]) -> None:
+        if self._asked.get(question) is asked:
+            del self._asked[question]
+        if not asked.cancelled():
+            asked.exception()  # where nobody waits any more, nobody else looks at it
+
+    def _read(self, question: _Question, query: Callable[[View], Any]) -> _Answer:
+        self._asked.pop(question, None)  # who asks from now on may want what comes from now on
         return _json(self.service.read(query))
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
@@ -328,7 +357,8 @@ class Api:
 def _refusal(error: Exception) -> HTTPError | None:
     """The answer that an exception means; None where it is a defect."""
     if isinstance(error, BusyError):
-        return HTTPError(429, str(error), [(b"retry-after", str(error.retry_s).encode())])
+        # Not 429: OpenTelemetry's older exporters take that for final, and drop the spans.
+        return HTTPError(503, str(error), [(b"retry-after", str(error.retry_s).encode())])
     for kind, status in _STATUS.items():
         if isinstance(error, kind):
             return HTTPError(status, str(error))
@@ -389,6 +419,15 @@ def _parameters(query_string: bytes, known: tuple[str, ...]) -> dict[str, str]:
     return parameters
 
 
+def _headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """By name; of one that is given twice both, with a comma, as HTTP reads that."""
+    headers: dict[bytes, bytes] = {}
+    for given, value in pairs:
+        name = given.lower()
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return headers
+
+
 def _path(scope: Scope) -> str:
     """The path below where the application is mounted."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
@@ -407,7 +446,7 @@ def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
     return headers.get(name, b"").decode("latin-1")
 
 
-def _host_name(header: str) -> str:
+def name_in_host(header: str) -> str:
     """The name in a ``Host`` header, without its port."""
     header = header.strip().lower()
     if header.startswith("["):
@@ -415,7 +454,8 @@ def _host_name(header: str) -> str:
     return header.partition(":")[0]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback_name(host: str) -> bool:
+    """Whether a name or address, in small letters, stands for this machine."""
     try:
         return host in _LOOPBACK or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -29,9 +29,12 @@ LONGEST_LIMIT_S: Final = 31_536_000.0
 """A year."""
 MOST_HEALTH: Final = 16_384
 """Bytes of a sender's health that are kept."""
+MOST_TOLD: Final = 8 << 20
+"""Bytes of what all processes told of themselves, about. One usually tells a kilobyte."""
 MAX_BODY: Final = 4 << 20
 """Bytes of a beat; one with everything at its bound has 3 MB."""
 
+_NAME: Final = 100  # bytes of a name beside its characters, about
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
 
 
@@ -52,6 +55,8 @@ class Told:
     """Plain data about the sender's own troubles."""
     open: int = 0
     """How much is open there."""
+    size: int = field(default=0, compare=False)
+    """Bytes of its pipelines, limits and health, about."""
 
 
 def read(document: object, seen_ns: int) -> Told:
@@ -83,13 +88,20 @@ def read(document: object, seen_ns: int) -> Told:
         sockets=_sockets(document.get("websockets", {})),
         is_last=_flag(document.get("is_last", False), '"is_last"'),
     )
-    return Told(
-        beat,
-        _pipelines(document.get("pipelines", [])),
-        _limits(document.get("stall_after", {}), '"stall_after"'),
-        _health(document.get("health", {})),
-        len(beat.progress),
-    )
+    pipelines = _pipelines(document.get("pipelines", []))
+    limits = _limits(document.get("stall_after", {}), '"stall_after"')
+    health = _health(document.get("health", {}))
+    size = _size(pipelines, limits, health)
+    return Told(beat, pipelines, limits, health, len(beat.progress), size)
+
+
+def _size(
+    pipelines: tuple[Pipeline, ...], limits: Mapping[str, float], health: Mapping[str, Any]
+) -> int:
+    names = [*limits, *(pipeline.name for pipeline in pipelines)]
+    for pipeline in pipelines:
+        names += [*pipeline.stages, *pipeline.stall_after]
+    return sum(_NAME + len(name) for name in names) + 2 * len(json.dumps(health))
 
 
 def document_of(told: Told) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Message = MutableMapping[str, Any]
@@ -145,6 +146,8 @@ class Connection(H11Protocol):
         """Bytes of the present answer that the transport has not taken."""
         self._limits = pool.limits
         self._owes = _Owes.HEADER
+        self._is_refused = False
+        """What came is no request. It was told so, and what else it sends is dropped."""
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.app: Any = partial(serve, self)
@@ -168,6 +171,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """The client has sent something."""
+        if self._is_refused:
+            return
         if self._owes in (_Owes.REST, _Owes.NEXT):
             self._await(_Owes.HEADER, self._limits.header_seconds)
         try:
@@ -175,6 +180,23 @@ class Connection(H11Protocol):
         except Exception:
             # Nonsense in the middle of an exchange leads to what uvicorn does not expect.
             self.cut()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no request."""
+        # uvicorn closes at once, which takes the answer away from a client that is still sending:
+        # a header that is too large, for one.
+        body = msg.encode()
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        answer = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.write_eof()
+        self._is_refused = True
+        self._await(_Owes.BODY, self._limits.drain_seconds)
 
     def shutdown(self) -> None:
         """Ends what is not under way; what is gets until the server cuts it."""

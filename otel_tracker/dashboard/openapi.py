@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from ..model import Outcome, TransactionStatus
-from . import beats, queries
+from . import beats, pulse, queries, trends
 
 Schema = dict[str, Any]
 
@@ -283,9 +283,105 @@ def _flow() -> dict[str, Schema]:
         "failed": _count("attempts that failed, were cancelled, abandoned or interrupted"),
         "skipped": _count("attempts that rightly had nothing to do"),
         "empty": _count(
-            f"successes without a result: {', '.join(f'`{name}`' for name in queries.COUNTS)} is 0"
+            f"successes without a result: {', '.join(f'`{name}`' for name in trends.COUNTS)} is 0"
+        ),
+        "last_hour": _object(
+            "attempts that ended in the last hour, of transactions that are not open any more",
+            done=_count("successes, reported or not"),
+            failed=_count("failed, were abandoned or interrupted"),
+            skipped=_count("rightly had nothing to do"),
+            cancelled=_count("were cancelled"),
+            empty=_count("those of `done` without a result"),
         ),
     }
+
+
+def _pulse() -> Schema:
+    return _object(
+        "is a pipeline broken, since when, for whom",
+        pipeline=_text("its name; empty for transactions without one"),
+        stages=_list("its declared stages, in order", _text("a stage")),
+        goal=_text("the last of them: its success is what counts", null=True),
+        state=_text("the worst that is true of it", enum=list(pulse.STATES)),
+        last_success=_time("the newest success of the goal", null=True),
+        seconds_since_success=_seconds("since then", null=True),
+        usual_interval_seconds=_seconds("median time between the last 50 successes", null=True),
+        overdue=_flag("that is long over, and there is work"),
+        since=_object(
+            "what began since the last success, or ever",
+            recordings=_count("recordings: transactions of one conversation or audio count once"),
+            users=_count("whose"),
+            in_progress=_count("transactions in progress"),
+            completed=_count("transactions that are done: without the goal, since it was skipped"),
+            failed=_count("transactions that failed"),
+            stalled=_count("transactions that stalled"),
+        ),
+        wrong=_object(
+            "what stands unresolved, in all",
+            recordings=_count("recordings"),
+            users=_count("whose"),
+        ),
+        last_hour=_object(
+            "successes of the goal in the last hour",
+            done=_count("all of them"),
+            empty=_count("those without a result"),
+        ),
+        troubles=_list(
+            "what stands unresolved, of the last hour and since the last success; causes first",
+            _object(
+                "an issue pattern",
+                pattern=_text("the sentence with its numbers and ids taken out"),
+                issue=_text("the sentence of the newest"),
+                stage=_text("where", null=True),
+                state=_text("how", enum=list(pulse.TROUBLES)),
+                transactions=_count("that have it"),
+                recordings=_count("theirs"),
+                users=_count("whose"),
+                user_ids=_list("some of them", _text("a user")),
+                other_users=_count("users who had success since it began"),
+                first=_time("the first of them"),
+                last=_time("the newest"),
+                example=_ID,
+                error=_text(
+                    "the message of the newest, where the pattern does not show it", null=True
+                ),
+            ),
+        ),
+    )
+
+
+def _open() -> Schema:
+    return _object(
+        "what is open",
+        total=_count("rows there would be"),
+        rows=_list(
+            "oldest first, at most 50, of which half are kept for what is stuck",
+            _object(
+                "an open attempt, a wait in a queue, or a transaction between stages",
+                transaction_id=_ID,
+                user_id=_text("whose it is"),
+                conversation_id=_text("the conversation", null=True),
+                audio_uuid=_text("the audio", null=True),
+                client_id=_text("the client", null=True),
+                pipeline=_text("the pipeline", null=True),
+                stage=_text("the stage; null between stages", null=True),
+                key=_text("the branch of a fan-out", null=True),
+                span_id=_text("16 hex digits; null between stages", null=True),
+                attempt=_count("its number among those of its stage and key", null=True),
+                state=_text("how it is", enum=list(pulse.OPEN_STATES)),
+                since=_time("its start, or when it was queued"),
+                age_seconds=_seconds("since then"),
+                usual_p50=_seconds("median of what that usually takes", null=True),
+                usual_p95=_seconds("95th percentile of it", null=True),
+                last_progress=_time("its last sign of life"),
+                silent_seconds=_seconds("since then"),
+                limit_seconds=_seconds("silence that is normal here", null=True),
+                where=_text("host/process/thread that does it", null=True),
+                service=_text("`service.name` of that process", null=True),
+                issue=_text("what is wrong, in a sentence", null=True),
+            ),
+        ),
+    )
 
 
 def _trends() -> Schema:
@@ -364,7 +460,7 @@ def _intake() -> Schema:
         spans=_count("spans with our attributes; one that is sent twice counts twice"),
         beats=_count("beats"),
         refused=_map("requests that got an error, by HTTP status", _count("requests")),
-        refused_new_transactions=_count("transactions over the limit of a minute (429)"),
+        refused_new_transactions=_count("transactions over the limit of a minute (503)"),
         new_transactions_per_minute=_count("that limit"),
         new_transactions_this_minute=_count("transactions that began in it"),
         details_dropped=_count("spans whose metadata and stacks were let go"),
@@ -451,6 +547,8 @@ def _dashboard() -> Schema:
         health=_object("what was let go, refused or lost", **_health_keys()),
         workers=_list("the processes that beat, lost ones first, at most 50", _worker()),
         flow=_map("by stage", _object("how it goes against what is usual", **_flow())),
+        pulse=_list("by pipeline, the busiest first", _pulse()),
+        open=_open(),
         trends=_trends(),
     )
 
@@ -537,6 +635,7 @@ _FILTERS: Final = {
     "user": _text("user id, exactly"),
     "conversation": _text("conversation or audio id, exactly"),
     "client": _text("client id, exactly"),
+    "pipeline": _text("the pipeline that it runs, exactly"),
     "status": _text(f"some of {', '.join(_STATUSES)}, with commas"),
     "stage": _text("a stage that was attempted, or is waited for"),
     "text": _text("text in an issue or an error message; capitals do not matter"),

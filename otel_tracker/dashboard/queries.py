@@ -1,4 +1,4 @@
-"""What the API answers, as plain data (pure: a view in, copies out), and the trends behind it.
+"""What the API answers, as plain data (pure: a view in, copies out).
 
 Everything that a span said comes out as a value of JSON, never as markup or as a part of a header.
 """
@@ -6,20 +6,19 @@ Everything that a span said comes out as a value of JSON, never as markup or as 
 from __future__ import annotations
 
 import re
-from array import array
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .. import issues as issue_texts
 from .. import views
+from ..history import is_retold
 from ..ids import format_id
 from ..model import (
-    EMPTY,
     NS_PER_S,
     Fact,
     Kind,
@@ -27,10 +26,12 @@ from ..model import (
     TransactionStatus,
     to_iso,
 )
-from ..state import State, StatusChange, Tracked
+from ..state import State, Tracked
 from ..views import Now
 from ..workers import Worker, worker_of
-from .beats import Told
+from . import pulse
+from .trends import NO_DETAIL, length_s
+from .view import View, age_s
 
 MOST_ROWS: Final = 500
 """Rows of one page."""
@@ -38,26 +39,11 @@ ROWS: Final = 100
 """Rows of a page, unless asked for more."""
 SHORTEST_PREFIX: Final = 8
 """Characters of a transaction's id that may stand for it."""
-BUCKET_S: Final = 300
-BUCKETS: Final = 72
-"""Six hours."""
 NEW_ISSUE_S: Final = 3_600
 """A pattern first seen within the last hour is new."""
 
-COUNTS: Final = ("memory_count", "gen_ai.memory.record.count", "result_count")
-"""Metadata that says how many results a success had; 0 is counted as ``empty``."""
-
-_SAMPLES: Final = 100  # durations of one stage that are kept of one bucket
-_STAGES: Final = 50  # stages with trends
-_COUNTED: Final = 50_000  # transactions whose bar is known, so that each counts once
-_INTERVALS: Final = 50
-_WAITS: Final = 200
-_VERSIONS: Final = 200
 _LISTED: Final = 50  # rows within a row
 _OPEN: Final = (TransactionStatus.IN_PROGRESS, TransactionStatus.STALLED)
-_OUTCOMES: Final = tuple(
-    status.value for status in TransactionStatus if status is not TransactionStatus.IN_PROGRESS
-)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _CURSOR: Final = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{32})")
 _PREFIX: Final = re.compile(r"[0-9a-f]{8,32}")
@@ -71,315 +57,6 @@ class UnknownError(LookupError):
     """No such transaction is kept; the message says why that may be."""
 
 
-class Detail(NamedTuple):
-    """What a span says beyond its fact, as far as it came."""
-
-    service: str = ""
-    version: str = ""
-    attributes: Mapping[str, Any] = EMPTY
-    """The application's own: plain data."""
-    stack: str = ""
-    ended: bool = True
-    size: int = 0
-    """Bytes that it takes, about."""
-
-
-NO_DETAIL: Final = Detail()
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a query looks at. All of it is held still while it does."""
-
-    state: State
-    now: Now
-    trends: Trends
-    order: Order
-    details: Mapping[int, Mapping[int, Detail]]
-    """By trace and span id."""
-    told: Mapping[str, Told]
-    """What living and lost workers told with their newest beat."""
-    intake: Mapping[str, Any]
-    """What came and what was refused."""
-    jaeger_url: str = ""
-
-    def detail(self, trace_id: int, span_id: int) -> Detail:
-        """What that span said beyond its fact."""
-        return self.details.get(trace_id, {}).get(span_id, NO_DETAIL)
-
-
-# --- trends ---------------------------------------------------------------------------------------
-
-
-class _Sample:
-    """The newest durations of one stage in one bucket, and how many there were."""
-
-    __slots__ = ("count", "values")
-
-    def __init__(self) -> None:
-        self.values = array("d")
-        self.count = 0
-
-    def add(self, seconds: float) -> None:
-        if len(self.values) < _SAMPLES:
-            self.values.append(seconds)
-        else:
-            self.values[self.count % _SAMPLES] = seconds
-        self.count += 1
-
-
-class _Bucket:
-    __slots__ = ("durations", "outcomes")
-
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.durations: dict[str, _Sample] = {}
-
-
-@dataclass(slots=True)
-class _Stage:
-    """What is usual in one stage."""
-
-    successes: deque[int] = field(default_factory=lambda: deque(maxlen=_INTERVALS + 1))
-    """Ends of successful attempts, wall clock."""
-    waits: deque[float] = field(default_factory=lambda: deque(maxlen=_WAITS))
-    """Seconds in its queue."""
-    empty: int = 0
-
-
-_Counted = tuple[int, str, int]
-"""A transaction's bar and outcome there; attempts that ended by that moment are counted.
-
-A plain tuple: the garbage collector need not look at the many that are kept.
-"""
-
-
-class Trends:
-    """Six hours in bars of five minutes, and what is usual, fed by what the state has to tell.
-
-    A transaction stands in one bar: that of its newest outcome. Its stages' durations count once it
-    has come to an outcome.
-    """
-
-    def __init__(self) -> None:
-        self._buckets: dict[int, _Bucket] = {}
-        self._stages: dict[str, _Stage] = {}
-        self._counted: OrderedDict[int, _Counted] = OrderedDict()
-        self._versions: OrderedDict[tuple[str, str], int] = OrderedDict()
-
-    def take(self, state: State, now: Now, details: Mapping[int, Mapping[int, Detail]]) -> None:
-        """Takes what the state has to tell since the last time."""
-        while state.news:
-            one = state.news.popleft()
-            if isinstance(one, StatusChange):
-                self._changed(one, state, now, details)
-
-    def seen(self, service: str, version: str, wall_ns: int) -> None:
-        """A version of a service is at work."""
-        if version and (service, version) not in self._versions:
-            self._versions[service, version] = wall_ns
-            if len(self._versions) > _VERSIONS:
-                self._versions.popitem(last=False)
-
-    def plain(self, state: State) -> dict[str, Any]:
-        """All of it as plain data, for `take_back`; of transactions, those that are kept."""
-        return {
-            "buckets": [
-                [
-                    number,
-                    dict(bucket.outcomes),
-                    {n: [s.count, list(s.values)] for n, s in bucket.durations.items()},
-                ]
-                for number, bucket in self._buckets.items()
-            ],
-            "stages": [
-                [name, list(stage.successes), list(stage.waits), stage.empty]
-                for name, stage in self._stages.items()
-            ],
-            "counted": [
-                [f"{trace_id:x}", *one]
-                for trace_id, one in self._counted.items()
-                if trace_id in state.transactions
-            ],
-            "versions": [[*names, at_ns] for names, at_ns in self._versions.items()],
-        }
-
-    def take_back(self, plain: Any) -> None:
-        """Becomes what `plain` gave. What is none is left out: a restart must not fail for it."""
-        try:
-            made = _trends_of(plain)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return
-        self._buckets, self._stages = made._buckets, made._stages
-        self._counted, self._versions = made._counted, made._versions
-
-    def stage(self, name: str) -> _Stage:
-        """What is usual in one stage."""
-        return self._stages.get(name, _Stage())
-
-    def _changed(
-        self,
-        change: StatusChange,
-        state: State,
-        now: Now,
-        details: Mapping[int, Mapping[int, Detail]],
-    ) -> None:
-        stood, as_what, until_ns = self._counted.pop(change.trace_id, (-1, "", 0))
-        if stood in self._buckets:
-            self._buckets[stood].outcomes[as_what] -= 1
-        status = change.verdict.status.value
-        tx = state.transactions.get(change.trace_id)
-        number = -1
-        if status in _OUTCOMES:
-            if tx is not None:
-                self._count_attempts(tx, until_ns, now, details.get(change.trace_id, {}))
-                until_ns = max(until_ns, tx.history.at_ns)
-            at_ns = now.wall_ns if tx is None else _moment(tx, state, now)
-            number, bucket = self._bucket(at_ns, now)
-            if bucket is not None:
-                bucket.outcomes[status] += 1
-        if until_ns or number >= 0:
-            self._counted[change.trace_id] = number, status, until_ns
-            if len(self._counted) > _COUNTED:
-                self._counted.popitem(last=False)
-
-    def _bucket(self, at_ns: int, now: Now) -> tuple[int, _Bucket | None]:
-        newest = now.wall_ns // (BUCKET_S * NS_PER_S)
-        number = min(newest, at_ns // (BUCKET_S * NS_PER_S))
-        if number <= newest - BUCKETS:
-            return -1, None
-        bucket = self._buckets.get(number)
-        if bucket is None:
-            bucket = self._buckets[number] = _Bucket()
-            for old in [n for n in self._buckets if n <= newest - BUCKETS]:
-                del self._buckets[old]
-        return number, bucket
-
-    def _count_attempts(
-        self, tx: Tracked, until_ns: int, now: Now, details: Mapping[int, Detail]
-    ) -> None:
-        for fact in tx.facts.values():
-            if not fact.ended or fact.at_ns <= until_ns:
-                continue
-            if fact.stage not in self._stages and len(self._stages) >= _STAGES:
-                continue
-            if fact.kind is Kind.QUEUED:
-                self._stages.setdefault(fact.stage, _Stage()).waits.append(_length_s(fact))
-            elif fact.kind is Kind.STAGE and fact.outcome == Outcome.SUCCESS and fact.closed:
-                stage = self._stages.setdefault(fact.stage, _Stage())
-                stage.successes.append(fact.at_ns)
-                attributes = details.get(fact.span_id, NO_DETAIL).attributes
-                stage.empty += any(attributes.get(name) == 0 for name in COUNTS)
-                _, bucket = self._bucket(fact.at_ns, now)
-                if bucket is not None:
-                    bucket.durations.setdefault(fact.stage, _Sample()).add(_length_s(fact))
-
-    def rows(self, now: Now) -> dict[str, Any]:
-        """The bars, oldest first; the durations where there are any; the versions, newest first."""
-        newest = now.wall_ns // (BUCKET_S * NS_PER_S)
-        numbers = range(newest - BUCKETS + 1, newest + 1)
-        nothing = _Bucket()
-        durations: dict[str, list[dict[str, Any]]] = {}
-        for number in numbers:
-            for name, sample in self._buckets.get(number, nothing).durations.items():
-                durations.setdefault(name, []).append(_duration_row(number, sample))
-        return {
-            "bucket_seconds": BUCKET_S,
-            "outcomes": [
-                {
-                    "at": _start_of(number),
-                    **{
-                        status: self._buckets.get(number, nothing).outcomes[status]
-                        for status in _OUTCOMES
-                    },
-                }
-                for number in numbers
-            ],
-            "durations": durations,
-            "versions": [
-                {"service": service, "version": version, "first_seen": to_iso(at_ns)}
-                for (service, version), at_ns in reversed(self._versions.items())
-            ],
-        }
-
-
-def _trends_of(plain: Any) -> Trends:
-    made = Trends()
-    for number, outcomes, durations in plain["buckets"]:
-        bucket = made._buckets[number] = _Bucket()
-        bucket.outcomes.update(outcomes)
-        for name, (count, values) in durations.items():
-            sample = bucket.durations[name] = _Sample()
-            sample.count, sample.values = count, array("d", values)
-    for name, successes, waits, empty in plain["stages"]:
-        stage = made._stages[name] = _Stage(empty=empty)
-        stage.successes.extend(successes)
-        stage.waits.extend(waits)
-    for trace_id, number, status, until_ns in plain["counted"]:
-        made._counted[int(trace_id, 16)] = number, status, until_ns
-    for service, version, at_ns in plain["versions"]:
-        made._versions[service, version] = at_ns
-    return made
-
-
-def _moment(tx: Tracked, state: State, now: Now) -> int:
-    """When a transaction came to its outcome: a stall when its limit was over, whoever looked."""
-    if tx.verdict.status is not TransactionStatus.STALLED:
-        return tx.history.at_ns
-    if tx.verdict.lost or not tx.verdict.stalled:
-        return now.wall_ns
-    attempt = tx.verdict.stalled[0]
-    limit_ns = state.patience.limit_ns(attempt.stage, state.pipeline_of(tx))
-    return min(now.wall_ns, now.wall_ns - (now.monotonic_ns - attempt.seen_ns) + limit_ns)
-
-
-def _start_of(number: int) -> str:
-    return to_iso(number * BUCKET_S * NS_PER_S)
-
-
-def _duration_row(number: int, sample: _Sample) -> dict[str, Any]:
-    ordered = sorted(sample.values)
-    return {
-        "at": _start_of(number),
-        "count": sample.count,
-        "p50": views.percentile(ordered, 0.5),
-        "p95": views.percentile(ordered, 0.95),
-    }
-
-
-def _length_s(fact: Fact) -> float:
-    return max(0.0, fact.duration_s)
-
-
-# --- the order of rows ----------------------------------------------------------------------------
-
-
-class Order:
-    """Where each kept transaction stands in the list: fixed when it is first seen.
-
-    What starts a transaction may come after what it did, and moves its time; a page that was read
-    before must not have to be read again for that.
-    """
-
-    def __init__(self) -> None:
-        self.places: dict[int, int] = {}
-        """Nanoseconds, wall clock, by trace id."""
-
-    def take(self, state: State) -> None:
-        """Gives what is new its place."""
-        for trace_id, tx in reversed(state.transactions.items()):
-            if trace_id in self.places:
-                break
-            self.places[trace_id] = tx.created_ns
-        if len(self.places) > 2 * len(state.transactions) + 1_000:
-            kept = state.transactions
-            self.places = {t: place for t, place in self.places.items() if t in kept}
-
-    def of(self, tx: Tracked) -> tuple[int, int]:
-        """Its place: the greatest comes first."""
-        return self.places.get(tx.trace_id, tx.created_ns), tx.trace_id
-
-
 # --- parameters -----------------------------------------------------------------------------------
 
 
@@ -390,6 +67,7 @@ class Filter:
     user: str = ""
     conversation: str = ""
     client: str = ""
+    pipeline: str = ""
     stage: str = ""
     """One that was attempted, or is waited for."""
     text: str = ""
@@ -413,6 +91,7 @@ class Filter:
                 not self.conversation or self.conversation in (who.conversation_id, who.audio_uuid)
             )
             and (not self.client or who.client_id == self.client)
+            and (not self.pipeline or who.pipeline == self.pipeline)
             and tx.created_ns >= self.since_ns
             and (self.until_ns is None or tx.created_ns < self.until_ns)
             and (not self.stage or any(f.stage == self.stage for f in tx.facts.values()))
@@ -430,6 +109,7 @@ def filter_of(parameters: Mapping[str, str]) -> Filter:
         user=parameters.get("user", ""),
         conversation=parameters.get("conversation", ""),
         client=parameters.get("client", ""),
+        pipeline=parameters.get("pipeline", ""),
         stage=parameters.get("stage", ""),
         text=parameters.get("text", "").lower(),
         status=_statuses(parameters.get("status", "")),
@@ -592,7 +272,7 @@ def transaction(view: View, text: str) -> dict[str, Any]:
         "metadata": dict(about.attributes),
         "service": about.service or None,
         "attempts": _attempts(tx, facts, view),
-        "waits": [_wait(fact, tx, view) for fact in facts if fact.kind is Kind.QUEUED],
+        "waits": [_wait(fact, tx, view) for fact in _waits(facts)],
         "stalls": [_stall(fact, view) for fact in facts if fact.kind is Kind.STALLED],
         "events": [_event(event) for event in views.events(tx)],
         "issues": [
@@ -606,8 +286,25 @@ def transaction(view: View, text: str) -> dict[str, Any]:
         ],
         "recording": [peer.transaction_id for peer in _recording_of(tx, view.state)],
         "dropped_spans": tx.dropped_facts,
-        "jaeger": jaeger(tx.trace_id, view.jaeger_url),
+        "jaeger": _jaeger(tx, view),
     }
+
+
+def _jaeger(tx: Tracked, view: View) -> dict[str, Any]:
+    if _exports_nothing(tx, view):
+        why = "its processes export nothing; set OTEL_EXPORTER_OTLP_ENDPOINT in them"
+        return {"url": None, "reason": why}
+    return jaeger(tx.trace_id, view.jaeger_url)
+
+
+def _exports_nothing(tx: Tracked, view: View) -> bool:
+    """Whether all its processes that are known say so: they have no exporter of their own."""
+    places = {worker_of(fact.where) for fact in tx.facts.values()}
+    said = [view.told[place].health.get("export") for place in places if place in view.told]
+    return bool(said) and all(
+        isinstance(one, Mapping) and one.get("provider") == "own" and one.get("exporters") == {}
+        for one in said
+    )
 
 
 def jaeger(trace_id: int, url: str) -> dict[str, Any]:
@@ -643,7 +340,7 @@ def _attempt(fact: Fact, number: int, tx: Tracked, view: View) -> dict[str, Any]
         "inferred": fact.ended and fact.outcome == Outcome.SUCCESS and not fact.closed,
         "started_at": to_iso(fact.start_ns),
         "ended_at": to_iso(fact.at_ns) if fact.ended else None,
-        "duration_seconds": _length_s(fact) if fact.ended else _age_s(fact, view.now),
+        "duration_seconds": length_s(fact) if fact.ended else age_s(fact, view.now),
         "silent_seconds": None if fact.ended else silent_ns / NS_PER_S,
         "limit_seconds": limit_ns / NS_PER_S,
         "error": fact.error or None,
@@ -669,12 +366,6 @@ def _attempt_state(fact: Fact, tx: Tracked, state: State) -> str:
     return "running"
 
 
-def _age_s(fact: Fact, now: Now) -> float:
-    """Seconds since its start, by the monotonic clock."""
-    started_ns = fact.seen_ns - (fact.at_ns - fact.start_ns)
-    return max(0, now.monotonic_ns - started_ns) / NS_PER_S
-
-
 def _stack_of(attempt: Fact, tx: Tracked, view: View) -> str | None:
     """Where an open attempt hung when its stall was told; None where no span brought it."""
     told = [
@@ -690,17 +381,32 @@ def _stack_of(attempt: Fact, tx: Tracked, view: View) -> str | None:
     return None
 
 
+def _waits(facts: Iterable[Fact]) -> list[Fact]:
+    """Each wait once, although its sender and the worker that took it may both tell of it."""
+    waits = [fact for fact in facts if fact.kind is Kind.QUEUED]
+    return [wait for wait in waits if not is_retold(wait, waits)]
+
+
 def _wait(fact: Fact, tx: Tracked, view: View) -> dict[str, Any]:
     waits = any(one.span_id == fact.span_id for one in tx.verdict.waiting)
-    taken = fact.ended and not waits
+    until_ns = None if waits else _taken_at(fact, tx)
+    length_ns = 0 if until_ns is None else max(0, until_ns - fact.start_ns)
     return {
         "span_id": f"{fact.span_id:016x}",
         "stage": fact.stage,
         "since": to_iso(fact.start_ns),
-        "until": to_iso(fact.at_ns) if taken else None,
-        "seconds": _length_s(fact) if fact.ended else _age_s(fact, view.now),
+        "until": None if until_ns is None else to_iso(until_ns),
+        "seconds": age_s(fact, view.now) if waits else length_ns / NS_PER_S,
         "waiting": waits,
     }
+
+
+def _taken_at(wait: Fact, tx: Tracked) -> int | None:
+    """When a worker took it, or when it was over for another reason; None if that is not known."""
+    if wait.ended:
+        return wait.at_ns
+    attempts = (a.start_ns for a in tx.history.attempts if a.stage == wait.stage)
+    return min((at_ns for at_ns in attempts if at_ns >= wait.start_ns), default=None)
 
 
 def _stall(fact: Fact, view: View) -> dict[str, Any]:
@@ -899,6 +605,7 @@ def _flow_row(name: str, opened: _Opened, view: View) -> dict[str, Any]:
         "failed": 0 if tally is None else tally.failed,
         "skipped": 0 if tally is None else tally.skipped,
         "empty": usual.empty,
+        "last_hour": view.trends.last_hour(name, view.now),
     }
 
 
@@ -989,12 +696,15 @@ def dashboard(view: View) -> dict[str, Any]:
     data = views.dashboard(view.state, view.now)
     for row in data["stalled"]:
         row["stack"] = _stack_of_row(row, view)
+    flow = _flow(view)
     return {
         **data,
         "health": _fold_health(view),
         "as_of": to_iso(view.now.wall_ns),
         "workers": _workers(view, _LISTED),
-        "flow": _flow(view),
+        "flow": flow,
+        "pulse": pulse.pulse(view),
+        "open": pulse.open_work(view, flow),
         "trends": view.trends.rows(view.now),
     }
 

@@ -9,26 +9,26 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from .. import semconv
 from ..diagnostics import Diagnostics
-from ..model import NS_PER_S, Pipeline
+from ..model import NS_PER_S, Fact, Pipeline
 from ..privacy import MAX_KEY, plain, text_of
 from ..receiver import (
     MAX_BODY,
     PROTOBUF,
     EncodingError,
-    Receiver,
+    Read,
     TooLargeError,
+    facts_of,
     parse,
     unpack,
 )
@@ -39,7 +39,8 @@ from ..store import Clock, Store, SystemClock
 from ..views import Now
 from . import beats
 from .beats import Told
-from .queries import Detail, Order, Trends, View
+from .trends import Detail, Order, Trends
+from .view import View
 
 if TYPE_CHECKING:
     from .journal import Journal, Restored
@@ -60,8 +61,9 @@ SWEEP_S: Final = 1.0
 _SLICE: Final = 512  # spans folded at once, so that what they have to tell is heard soon
 _MINUTE_NS: Final = 60 * NS_PER_S
 _LET_GO_IDS: Final = 100_000
+_MANY: Final = 1_000  # transactions, which are judged in less than a tenth of a second
+_MUCH: Final = 1 << 20  # bytes of pipelines and limits, which are compared in a hundredth
 _ATTRIBUTES: Final = 32  # of one span
-_ITEMS: Final = 16  # of one list among them
 _SPANS_OF_ONE: Final = 200  # transaction
 _TEXT: Final = 1_024
 _STACK: Final = 16_384
@@ -69,8 +71,7 @@ _STACK_EVENTS: Final = {
     semconv.STACK_EVENT: semconv.STACK,
     "exception": "exception.stacktrace",
 }  # fmt: skip
-_SCALARS: Final = ("string_value", "bool_value", "int_value", "double_value")
-_SHOWN_ALREADY: Final = ("user.", "error.")
+_SHOWN_ALREADY: Final = ("otel_tracker.", "user.", "error.")
 _METADATA: Final = "otel_tracker.metadata."
 _OVERHEAD: Final = 300  # bytes of a detail beside its texts, about
 
@@ -122,7 +123,6 @@ class Service:
         self.settings = settings_of() if settings is None else settings
         self.store = store or Store(new_state(self.settings), clock or SystemClock())
         self.diagnostics = Diagnostics()
-        self._receiver = Receiver(self.store)
         self._journal: Journal | None = None
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
@@ -136,8 +136,14 @@ class Service:
         self._order = Order()
         self._details = _Details()
         self._told: dict[str, Told] = {}
+        """By worker; who beat last comes last."""
+        self._told_bytes = 0
+        """Of what they told, about."""
         self._lost: frozenset[str] = frozenset()
         """Workers whose limits do not count."""
+        self._limits_changed = False
+        """They are still to be applied."""
+        self._limits_ns = -NS_PER_S
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -210,8 +216,8 @@ class Service:
         """
         message = unpacked(body, encoding, MAX_BODY)
         request = _parsed(message, content_type)
-        found = list(_spans_of(request))
-        self._admit({one.trace_id for one in found})
+        found = self._look_at(request)
+        self._admit({one.fact.trace_id for one in found})
         self._read_already[id(request)] = found
         try:
             if self._journal is None:
@@ -227,12 +233,17 @@ class Service:
     def fold(self, request: ExportTraceServiceRequest) -> int:
         """Takes a request that was accepted before; returns how many of its spans are ours."""
         found = self._read_already.get(id(request))
-        self._remember(list(_spans_of(request)) if found is None else found)
-        taken = 0
-        for part in _slices(request):
-            taken += self._receiver.fold(part)
+        if found is None:
+            found = self._look_at(request)
+        self._remember(found)
+        for start in range(0, len(found), _SLICE):
+            for one in found[start : start + _SLICE]:
+                self.store.put(one.fact)
             self.sweep()
-        return taken
+        return len(found)
+
+    def _look_at(self, request: ExportTraceServiceRequest) -> list[_Found]:
+        return [_Found(one.fact, _detail(one)) for one in facts_of(request, self.store.clock)]
 
     def take_beat(self, document: object) -> dict[str, Any]:
         """Takes a sign of life of a process: parsed JSON, as in docs/api.md.
@@ -281,7 +292,7 @@ class Service:
         self._trends.take(state, self._now(), self._details.spans)
         self._order.take(state)
         self._details.forget(state)
-        if self._lost != state.workers.lost:
+        if self._limits_changed or self._lost != state.workers.lost:
             self._apply_limits(state)
 
     def _view(self, state: State) -> View:
@@ -314,7 +325,7 @@ class Service:
 
     def _admit(self, ids: set[int]) -> None:
         def admit(state: State) -> None:
-            new = sum(trace_id not in state.transactions for trace_id in ids)
+            new = sum(not state.knows(trace_id) for trace_id in ids)
             self._new.admit(new, self.store.clock.monotonic_ns())
 
         self.store.read(admit)
@@ -343,19 +354,40 @@ class Service:
             # What was open has been looked at; of a thousand workers it would be a gigabyte.
             worker.beat = replace(worker.beat, progress={})
             self._told[beat.worker] = replace(told, beat=worker.beat)
+            self._bound_told()
         if before is None:
             self._forget_workers(state)
         self._trends.seen(beat.service, beat.version, self.store.clock.time_ns())
         same = before is not None and not beat.is_last and _same_limits(before, told)
         if not same or state.workers.lost != self._lost:
+            self._limits_changed = True
             self._apply_limits(state)
         return unknown
+
+    def _bound_told(self) -> None:
+        """What those told that were silent longest goes; it comes again with their next beats."""
+        self._told_bytes = sum(told.size for told in self._told.values())
+        too_many = self._told_bytes - beats.MOST_TOLD
+        for name, told in list(self._told.items()) if too_many > 0 else ():
+            if too_many > 0 and told.size:
+                too_many -= told.size
+                self._told[name] = Told(told.beat, open=told.open)
+                self.diagnostics.warn(
+                    "told_by_workers", "processes tell more pipelines, limits and health than %d "
+                    "bytes; the rest is left out; look at /api/workers", beats.MOST_TOLD,
+                )  # fmt: skip
 
     def _forget_workers(self, state: State) -> None:
         for name in [name for name in self._told if state.workers.get(name) is None]:
             del self._told[name]
 
     def _apply_limits(self, state: State) -> None:
+        """All is judged anew by them: where that takes long, at most once a second."""
+        now_ns = self.store.clock.monotonic_ns()
+        is_much = len(state.transactions) > _MANY or self._told_bytes > _MUCH
+        if is_much and now_ns - self._limits_ns < NS_PER_S:
+            return
+        self._limits_changed, self._limits_ns = False, now_ns
         self._lost = state.workers.lost
         living = [told for name, told in self._told.items() if name not in self._lost]
         if not _merge(living, state, self.settings.patience):
@@ -390,7 +422,7 @@ def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
 def _parsed(message: bytes, content_type: str) -> ExportTraceServiceRequest:
     try:
         return parse(message, content_type)
-    except EncodingError:
+    except (TooLargeError, EncodingError):
         raise
     except ValueError as error:
         raise BodyError(str(error)) from error
@@ -482,104 +514,46 @@ def _merged(living: Iterable[Told]) -> list[Pipeline]:
     return list(found.values())
 
 
-def _slices(request: ExportTraceServiceRequest) -> Iterator[ExportTraceServiceRequest]:
-    """A request in parts of a bounded number of spans: itself, where it is small."""
-    if sum(len(s.spans) for r in request.resource_spans for s in r.scope_spans) <= _SLICE:
-        yield request
-        return
-    for resource_spans in request.resource_spans:
-        for scope_spans in resource_spans.scope_spans:
-            spans = scope_spans.spans
-            for start in range(0, len(spans), _SLICE):
-                part = ExportTraceServiceRequest()
-                part.resource_spans.add().scope_spans.add().spans.extend(
-                    spans[start : start + _SLICE]
-                )
-                yield part
-
-
 # --- what spans say beyond their facts ------------------------------------------------------------
 
 
 class _Found(NamedTuple):
     """A span with our attributes, and what it says beyond its fact."""
 
-    trace_id: int
-    span_id: int
+    fact: Fact
     detail: Detail
 
 
-def _spans_of(request: ExportTraceServiceRequest) -> Iterator[_Found]:
-    for resource_spans in request.resource_spans:
-        service, version = _service_of(resource_spans.resource)
-        for scope_spans in resource_spans.scope_spans:
-            for span in scope_spans.spans:
-                if len(span.trace_id) == 16 and len(span.span_id) == 8:
-                    found = _found(span, service, version)
-                    if found is not None:
-                        yield found
-
-
-def _service_of(resource: Resource) -> tuple[str, str]:
-    values = {
-        pair.key: text_of(pair.value.string_value, 256)
-        for pair in resource.attributes
-        if pair.key in ("service.name", "service.version")
-    }
-    return values.get("service.name", ""), values.get("service.version", "")
-
-
-def _found(span: Span, service: str, version: str) -> _Found | None:
-    is_ours = False
-    attributes: dict[str, Any] = {}
-    for pair in span.attributes:
-        key = pair.key
-        if key.startswith("otel_tracker."):
-            is_ours = True
-            if not key.startswith(_METADATA):
-                continue
-            key = key.removeprefix(_METADATA)
-        elif key.startswith(_SHOWN_ALREADY):
-            continue
-        if len(attributes) < _ATTRIBUTES:
-            value = _value(pair.value)
-            if value is not None:
-                attributes[_text(key, MAX_KEY)] = value
-    if not is_ours:
-        return None
-    stack = _stack(span) if span.events else ""
-    ended = span.end_time_unix_nano != 0
+def _detail(one: Read) -> Detail:
+    attributes = _own(one.attributes)
+    stack = _stack(one.span) if one.span.events else ""
     size = _OVERHEAD + len(stack) + sum(len(k) + _size(v) for k, v in attributes.items())
-    return _Found(
-        int.from_bytes(span.trace_id, "big"),
-        int.from_bytes(span.span_id, "big"),
-        Detail(service, version, attributes, stack, ended, size),
-    )
+    return Detail(one.service, one.version, attributes, stack, one.fact.ended, size)
 
 
-def _value(value: AnyValue) -> Any:
-    """A single value or a list of them as plain data; None for what is neither."""
-    kind = value.WhichOneof("value")
-    if kind == "string_value":
-        return _text(value.string_value, _TEXT)
-    if kind == "int_value":
-        return value.int_value
-    if kind == "double_value":
-        return plain(value.double_value)  # not every number is one of JSON
-    if kind == "bool_value":
-        return value.bool_value
-    if kind == "array_value":
-        return [_value(one) for one in value.array_value.values[:_ITEMS] if _is_single(one)]
-    return None
+def _own(of_span: Mapping[str, Any]) -> dict[str, Any]:
+    """The application's own attributes, as far as they are kept."""
+    kept: dict[str, Any] = {}
+    for key, value in of_span.items():
+        if key.startswith(_SHOWN_ALREADY) and not key.startswith(_METADATA):
+            continue
+        kept[_text(key.removeprefix(_METADATA), MAX_KEY)] = _value(value)
+        if len(kept) == _ATTRIBUTES:
+            break
+    return kept
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value, _TEXT)
+    if isinstance(value, float):
+        return plain(value)  # not every number is one of JSON
+    return [_value(one) for one in value] if isinstance(value, list) else value
 
 
 def _text(text: str, most: int) -> str:
     """As `text_of`; nearly all of it is short and simple."""
     return text if len(text) <= most and text.isascii() else text_of(text, most)
-
-
-def _is_single(value: AnyValue) -> bool:
-    return value.WhichOneof("value") in _SCALARS
 
 
 def _size(value: Any) -> int:
@@ -618,14 +592,15 @@ class _Details:
 
     def put(self, one: _Found) -> None:
         """Keeps it, unless the span has told its end already."""
-        of_trace = self.spans.setdefault(one.trace_id, {})
-        known = of_trace.get(one.span_id)
+        trace_id, span_id = one.fact.trace_id, one.fact.span_id
+        of_trace = self.spans.setdefault(trace_id, {})
+        known = of_trace.get(span_id)
         if known is not None and known.ended and not one.detail.ended:
             return
         if known is None and len(of_trace) >= _SPANS_OF_ONE:
             self.dropped += 1
             return
-        of_trace[one.span_id] = one.detail
+        of_trace[span_id] = one.detail
         self._size += one.detail.size - (0 if known is None else known.size)
         while self._size > self._most:
             _, gone = self.spans.popitem(last=False)
