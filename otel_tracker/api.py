@@ -48,7 +48,8 @@ def init_debug_tracker(
             as the application has set it, otherwise one of the tracker's own.
         pipeline: what `create_transaction` runs; the audio pipeline by default.
         **options: ``on_stall=`` and ``on_issue=`` (called with a dict, on a thread of the
-            tracker's), and those of docs/settings.md, such as ``stall_after_memory=900``.
+            tracker's), and those of docs/settings.md, such as ``stall_after_memory=900``, or
+            ``serve="127.0.0.1:8500"`` to serve this process's dashboard there.
 
     Returns:
         The shared tracker.

@@ -12,7 +12,7 @@ from typing import Any, Final
 from .ids import format_id, new_trace_id
 from .model import EMPTY, MARK_NS, MEMORY_SESSION, NS_PER_S, PipelineStage, Who
 from .privacy import id_text, plain_metadata, text_of
-from .sessions import Session, SessionBook
+from .sessions import Session
 from .tracker import MOST, TransactionTracker, limit_of
 
 _LONGEST_NS: Final = 30 * 24 * 3600 * NS_PER_S
@@ -25,19 +25,6 @@ class DebugSystemTracker(TransactionTracker):
     Without arguments an independent tracker with an OpenTelemetry provider of its own; the shared
     one is `get_debug_tracker()`. Arguments are those of `TransactionTracker`.
     """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._sessions = SessionBook()
-        super().__init__(*args, **options)
-
-    def _add_health(self, health: dict[str, Any]) -> None:
-        super()._add_health(health)
-        if self._sessions.dropped:
-            health["dropped"]["sessions"] = self._sessions.dropped
-
-    def _after_fork(self) -> None:
-        super()._after_fork()
-        self._sessions.clear()
 
     # --- writes ---------------------------------------------------------------------------------
 
@@ -227,16 +214,15 @@ class DebugSystemTracker(TransactionTracker):
 
     def get_session_summary(self, audio_uuid: object) -> dict[str, Any] | None:
         """Everything of the newest session of a recording; None if none is kept."""
-        session = self._sessions.newest_of(id_text(audio_uuid))
-        return None if session is None else session.summary()
+        return self._reader.session_summary(id_text(audio_uuid))
 
     def get_recent_sessions(self, limit: int = 20) -> list[dict[str, Any]]:
         """Rows of the newest sessions, newest first."""
-        return self._sessions.recent(limit_of(limit, 20))
+        return self._reader.recent_sessions(limit_of(limit, 20))
 
     def get_stats(self) -> dict[str, Any]:
         """Totals over all sessions; ``success_rate`` in percent, times in seconds."""
-        return self._sessions.stats()
+        return self._reader.session_stats()
 
     def _session(self, session_id: object) -> Session | None:
         return self._sessions.get(session_id) if isinstance(session_id, str) else None

@@ -19,14 +19,16 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.trace import SpanContext
 
 from . import semconv
 from .diagnostics import Diagnostics
 from .exporting import BatchSettings, ExportProcessor
 from .handles import OpenAudio, OpenSpan
-from .model import NS_PER_S, Kind, Pipeline, to_iso
+from .model import NS_PER_S, Fact, Kind, Pipeline, to_iso
 from .processor import DashboardSpanProcessor
 
 BEAT_S: Final = 5.0
@@ -183,6 +185,14 @@ class Publisher(SpanProcessor):
             self._resource = span.resource.attributes
             self._export.put(span)
 
+    def tell(self, fact: Fact, name: str, attributes: Mapping[str, Any]) -> None:
+        """Queues what is open and has no span yet: a wait in a queue. Never raises."""
+        try:
+            if self._processor.listens:
+                self._export.put(_span_of(fact, name, attributes, self._resource))
+        except Exception:
+            self._diagnostics.error("publisher", "a wait in a queue could not be told")
+
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Sends what has ended; a child with nothing open says goodbye."""
         self._ring(min(_GOODBYE_S, timeout_millis / 1_000))
@@ -325,6 +335,23 @@ def copy_of(one: OpenSpan) -> ReadableSpan | None:
         start_time=span.start_time,
         end_time=None,
         instrumentation_scope=span.instrumentation_scope,
+    )
+
+
+def _span_of(
+    fact: Fact, name: str, attributes: Mapping[str, Any], resource: Mapping[str, Any]
+) -> ReadableSpan:
+    def context(span_id: int) -> SpanContext:
+        return SpanContext(fact.trace_id, span_id, is_remote=False)
+
+    return ReadableSpan(
+        name=name,
+        context=context(fact.span_id),
+        parent=context(fact.parent_id) if fact.parent_id else None,
+        resource=Resource(dict(resource)),
+        attributes=dict(attributes),
+        start_time=fact.start_ns,
+        end_time=None,
     )
 
 

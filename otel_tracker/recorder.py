@@ -743,12 +743,17 @@ class Recorder:
     # --- queues, details ------------------------------------------------------------------------
 
     def queue(self, handle: Handle, stage: str) -> None:
-        """The stage waits for a worker from now on. Its span is made when it is taken."""
+        """The stage waits for a worker from now on. Its span is made when it is taken.
+
+        A dashboard service is told at once: nobody else can tell it of what no worker takes.
+        """
         wait = self._fact(handle, Kind.QUEUED, self._touch(handle), ended=False, stage=stage)
         handle.is_told = True
         _put_bounded(handle.queued, stage, wait)
         _put_bounded(handle.carried, stage, wait.start_ns)
         self._store.put(wait)
+        attributes = {**self._wait_attributes(handle, stage), semconv.WHERE: wait.where}
+        self._telemetry.tell_open(wait, semconv.name_of_wait(stage), attributes)
 
     def _take_from_queue(self, handle: Handle, stage: str, now_ns: int) -> None:
         wait = handle.queued.pop(stage, None)
@@ -773,12 +778,16 @@ class Recorder:
         self._end_wait(handle, wait)
 
     def _end_wait(self, handle: Handle, wait: Fact) -> None:
-        attributes = {
+        attributes = self._wait_attributes(handle, wait.stage)
+        self._spans.at_once(handle, wait, semconv.name_of_wait(wait.stage), attributes)
+
+    @staticmethod
+    def _wait_attributes(handle: Handle, stage: str) -> dict[str, Any]:
+        return {
             **handle.attributes,
             semconv.KIND: Kind.QUEUED.value,
-            semconv.STAGE: wait.stage,
+            semconv.STAGE: stage,
         }
-        self._spans.at_once(handle, wait, semconv.name_of_wait(wait.stage), attributes)
 
     def detail(
         self,

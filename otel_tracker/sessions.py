@@ -100,6 +100,11 @@ class SessionBook:
                 return session
         return None
 
+    def summary_of(self, audio_uuid: str) -> dict[str, Any] | None:
+        """Everything of the newest session of a recording; None if none is kept."""
+        session = self.newest_of(audio_uuid)
+        return None if session is None else session.summary()
+
     def recent(self, limit: int) -> list[dict[str, Any]]:
         """Rows of the newest sessions, newest first."""
         newest = list(self._sessions.values())[::-1][: max(0, limit)]

@@ -132,6 +132,14 @@ OPTIONS: Final = (
         "what the dashboard service wants to be shown",
     ),
     Option(
+        "read_url", "OTEL_TRACKER_READ_URL", "URL", "", _text,
+        "the dashboard service that reads are answered from; for a page's process only",
+    ),
+    Option(
+        "serve", "OTEL_TRACKER_SERVE", "host:port", "", _text,
+        "where this process serves its own dashboard as JSON, such as 127.0.0.1:8500",
+    ),
+    Option(
         "jaeger_url", "OTEL_TRACKER_JAEGER_URL", "URL", "http://localhost:16686", _text,
         "where trace_url() points",
     ),
@@ -164,6 +172,8 @@ class Settings:
     link_caller: bool
     url: str
     token: str
+    read_url: str
+    serve: str
     jaeger_url: str
     debug_dump_dir: str
     stall_after_stage: Mapping[str, float]

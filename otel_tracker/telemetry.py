@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -32,7 +32,7 @@ from . import ids, semconv
 from .bounded import Flusher
 from .diagnostics import Diagnostics, logger
 from .exporting import ExportProcessor, batch_settings, configured_exporters
-from .model import is_name
+from .model import Fact, is_name
 from .processor import STARTING, DashboardSpanProcessor
 from .publisher import Publisher
 
@@ -391,6 +391,12 @@ class Telemetry:
         # Also after a shutdown: what was lost in it is still to be read.
         exporters = {name: export.state() for name, export in self._exports.items()}
         return {"provider": None if provider is None else "own", "exporters": exporters}
+
+    def tell_open(self, fact: Fact, name: str, attributes: Mapping[str, Any]) -> None:
+        """Tells a dashboard service, where one is fed, of what is open and has no span yet."""
+        publisher = self._publisher
+        if publisher is not None:
+            publisher.tell(fact, name, attributes)
 
     def publisher_state(self) -> dict[str, Any] | None:
         """How a dashboard service is fed, for ``health.publisher``; None where none is."""

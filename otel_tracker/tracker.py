@@ -14,7 +14,9 @@ import math
 import os
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import parent_process, util
 from pathlib import Path
@@ -36,6 +38,7 @@ from .model import (
     MEMORY_SESSION,
     NO_PIPELINE,
     Event,
+    Fact,
     Outcome,
     Phase,
     Pipeline,
@@ -52,14 +55,17 @@ from .privacy import id_text, plain_metadata, text_of
 from .processor import DashboardSpanProcessor
 from .publisher import MOST_OPEN, Endpoint, Publisher, pipelines_of
 from .recorder import SKIPPED, Recorder
+from .remote import Reader, RemoteReader, StoreReader
+from .sessions import SessionBook
 from .settings import load
-from .state import State
-from .store import Clock, Store, SystemClock
+from .state import News, State
+from .store import Clock, FactSource, Store, SystemClock
 from .sweeper import Sweeper
 from .telemetry import Telemetry
 
 if TYPE_CHECKING:
     from .receiver import Receiver
+    from .serving import OwnDashboard
 
 T = TypeVar("T")
 
@@ -78,7 +84,83 @@ _LONGEST_S: Final = 86_400.0  # a lock takes no longer timeout than its clock ca
 MOST: Final = 1 << 53
 """The largest number that is taken from a caller: exact in JSON, and far from OTLP's 64 bits."""
 
+_NEWS: Final = 10_000
+"""Most news that wait for the sweeper, and for a service."""
+
 _trackers: weakref.WeakSet[TransactionTracker] = weakref.WeakSet()
+
+
+class _TrackerStore(Store):
+    """A store whose news two may hear: the sweeper, and a service that is served from here."""
+
+    def __init__(self, state: State, clock: Clock) -> None:
+        super().__init__(state, clock)
+        self._for_sweeper: deque[News] = deque(maxlen=_NEWS)
+        self._for_service: deque[News] | None = None
+
+    def take_news(self) -> list[News]:
+        """As `Store.take_news`, for the sweeper."""
+
+        def take(state: State) -> list[News]:
+            self._share(state)
+            news = list(self._for_sweeper)
+            self._for_sweeper.clear()
+            return news
+
+        return self.read(take)
+
+    def for_service(self) -> Store:
+        """The same store, as a service may read it: it takes the news that it finds."""
+        self._for_service = deque(maxlen=_NEWS)
+        return _ServiceStore(self)
+
+    def read_as_service(self, view: Callable[[State], T]) -> T:
+        """As `read`; `view` finds what is news to the service, and what it leaves is kept."""
+
+        def look(state: State) -> T:
+            self._share(state)
+            mine = self._for_service
+            if mine is None:
+                return view(state)
+            state.news.extend(mine)
+            mine.clear()
+            try:
+                return view(state)
+            finally:
+                mine.extend(state.news)
+                state.news.clear()
+
+        return self.read(look)
+
+    def reset(self, state: State) -> None:
+        """As `Store.reset`; a child does not serve."""
+        super().reset(state)
+        self._for_sweeper.clear()
+        self._for_service = None
+
+    def _share(self, state: State) -> None:
+        self._for_sweeper.extend(state.news)
+        if self._for_service is not None:
+            self._for_service.extend(state.news)
+        state.news.clear()
+
+
+class _ServiceStore(Store):
+    """What a service sees of a tracker's store."""
+
+    def __init__(self, whole: _TrackerStore) -> None:
+        self._whole = whole
+        self.clock = whole.clock
+        self.started_ns = whole.started_ns
+        self.started_wall_ns = whole.started_wall_ns
+
+    def put(self, fact: Fact | SocketFact | FactSource) -> None:
+        """As `Store.put`."""
+        self._whole.put(fact)
+
+    def read(self, view: Callable[[State], T]) -> T:
+        """As `Store.read`."""
+        return self._whole.read_as_service(view)
 
 
 class TransactionTracker:
@@ -113,12 +195,14 @@ class TransactionTracker:
         self._clock: Clock = clock or SystemClock()
         self._own_pipeline = pipeline
         self._pipeline = pipeline or AUDIO_PIPELINE
+        self._sessions = SessionBook()
         self._pipelines: dict[str, Pipeline] = {
             p.name: p for p in (AUDIO_PIPELINE, MEMORY_SESSION, NO_PIPELINE, self._pipeline)
         }
         self._run_sweeper = run_sweeper
         self._diagnostics = Diagnostics()
-        self._store = Store(self._new_state(), self._clock)
+        self._store = _TrackerStore(self._new_state(), self._clock)
+        self._own = StoreReader(self._store, self._sessions, self._finish)
         self._processor = DashboardSpanProcessor(self._store, self._diagnostics)
         self._telemetry = Telemetry(
             self._processor,
@@ -151,7 +235,10 @@ class TransactionTracker:
         self._check_stage_limits()
         self._telemetry.on_attach = _at_exit_first
         _at_exit_first()
+        self._reader = self._make_reader()
+        self._dashboard: OwnDashboard | None = None
         self._attach()
+        self._serve()
         self._telemetry.publish()
 
     def _new_state(self) -> State:
@@ -175,6 +262,7 @@ class TransactionTracker:
         self.settings = load(merged)
         self._options = merged
         self._recorder.configure(self.settings)
+        self._reader = self._make_reader()
         self._check_stage_limits()
         if pipeline is not None:
             self._own_pipeline = self._pipeline = pipeline
@@ -191,6 +279,7 @@ class TransactionTracker:
                 state.add_pipeline(one)
 
         self._store.read(apply)
+        self._serve()
         self._telemetry.use(tracer_provider)
         self._attach()
 
@@ -203,7 +292,32 @@ class TransactionTracker:
                 "url", "OTEL_TRACKER_URL=%r leads nowhere; %s", endpoint.url, endpoint.flaw
             )
             return None
+        if self._dashboard is not None and self._dashboard.is_at(endpoint.url):
+            return None  # it is here already
         return Publisher(endpoint, self._processor, self._diagnostics, self._about_this_process)
+
+    def _make_reader(self) -> Reader:
+        """Where reads are answered from."""
+        settings, url = self.settings, self.settings.read_url.strip()
+        if not url or settings.disabled:
+            return self._own
+        endpoint = Endpoint(url, settings.token)
+        return RemoteReader(endpoint, settings.privacy, self._own_health)
+
+    def _serve(self) -> None:
+        """Serves the dashboard from here, where that is wanted."""
+        settings = self.settings
+        if settings.disabled or not self._run_sweeper:
+            settings = replace(settings, serve="")
+        if self._dashboard is None and settings.serve:
+            self._dashboard = self._guard(None, self._make_dashboard)
+        if self._dashboard is not None:
+            self._dashboard.use(settings)
+
+    def _make_dashboard(self) -> OwnDashboard:
+        from .serving import OwnDashboard  # it takes its time to import
+
+        return OwnDashboard(self._store.for_service, self._own_health, self._add_stacks)
 
     def _about_this_process(self) -> dict[str, Any]:
         """What the dashboard service learns from a beat, beside what is open."""
@@ -236,6 +350,8 @@ class TransactionTracker:
         """
         timeout_s = seconds_of(timeout_s, SHUTDOWN_S)
         started = time.monotonic()
+        if self._dashboard is not None:
+            self._dashboard.stop(timeout_s / 2)
         self._sweeper.stop()
         # Bounded too: an application's SimpleSpanProcessor exports within the end of each span.
         if self._run_sweeper:
@@ -618,24 +734,18 @@ class TransactionTracker:
     # --- reads ----------------------------------------------------------------------------------
 
     def get_dashboard_data(self) -> dict[str, Any]:
-        """Everything a dashboard shows, as plain data: docs/dashboard-data.md has every key."""
+        """Everything a dashboard shows, as plain data: docs/dashboard-data.md has every key.
+
+        This and the other reads answer from this process, or, with ``OTEL_TRACKER_READ_URL``, from
+        the dashboard service there, within a second: docs/reading.md.
+        """
         self._attach()
-        data = self._store.read(lambda state: views.dashboard(state, self._now()))
-        self._add_stacks(data["stalled"])
-        self._add_health(data["health"])
-        return data
+        return self._reader.dashboard()
 
     def get_transaction(self, transaction_id: object) -> Transaction | None:
         """A frozen copy of one transaction; None if it is not kept, or never was."""
         trace_id = parse_id(transaction_id) if isinstance(transaction_id, str) else None
-        if trace_id is None:
-            return None
-
-        def copy(state: State) -> Transaction | None:
-            tx = state.transactions.get(trace_id)
-            return None if tx is None else views.transaction(tx)
-
-        return self._store.read(copy)
+        return None if trace_id is None else self._reader.transaction(trace_id)
 
     def describe_transaction(self, transaction_id: object) -> str:
         """A transaction as a tree of text, open stages included, as docs/trace.md shows it.
@@ -656,17 +766,15 @@ class TransactionTracker:
 
     def get_user_transactions(self, user_id: object, limit: int = 10) -> list[Transaction]:
         """Frozen copies of the newest `limit` transactions of a user, newest first."""
-        wanted, count = id_text(user_id), limit_of(limit, 10)
-        return self._store.read(lambda state: views.user_transactions(state, wanted, count))
+        return self._reader.user_transactions(id_text(user_id), limit_of(limit, 10))
 
     def get_recent_transactions(self, limit: int = 10) -> list[dict[str, Any]]:
         """Rows of the newest `limit` transactions, newest first, with whole ids, ready for JSON."""
-        count = limit_of(limit, 10)
-        return self._store.read(lambda state: views.recent_transactions(state, count))
+        return self._reader.recent_transactions(limit_of(limit, 10))
 
     def get_system_metrics(self) -> SystemMetrics:
         """The totals as a frozen copy."""
-        return self._store.read(lambda state: views.metrics(state, self._now()))
+        return self._reader.metrics()
 
     @property
     def metrics(self) -> SystemMetrics:
@@ -681,7 +789,7 @@ class TransactionTracker:
         return f"{self.settings.jaeger_url.rstrip('/')}/trace/{trace_id:032x}"
 
     def export_debug_dump(self) -> Path:
-        """Writes everything that is kept as JSON: private (0600), complete or not at all.
+        """Writes everything that this process keeps as JSON: private, complete or not at all.
 
         Returns:
             The path, ``debug_dump_<timestamp>.json`` in ``DEBUG_DUMP_DIR``.
@@ -689,17 +797,21 @@ class TransactionTracker:
         Raises:
             OSError: the directory cannot be written; the message names it and ``DEBUG_DUMP_DIR``.
         """
-        data = self._store.read(lambda state: views.dump(state, self._now()))
+        data = self._store.read(lambda state: views.dump(state, self._own.now()))
         self._add_health(data["health"])
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
         return write_dump(Path(self.settings.debug_dump_dir), self._clock.time_ns(), text)
 
-    def _now(self) -> views.Now:
-        store = self._store
-        return views.Now(
-            self._clock.monotonic_ns(), self._clock.time_ns(), store.started_ns,
-            store.started_wall_ns,
-        )  # fmt: skip
+    def _finish(self, data: dict[str, Any]) -> None:
+        """Adds to a dashboard what this process knows beside its store."""
+        self._add_stacks(data["stalled"])
+        self._add_health(data["health"])
+
+    def _own_health(self) -> dict[str, Any]:
+        """The tracker's own state, where the dashboard is another process's."""
+        health = self._store.read(views.health)
+        self._add_health(health)
+        return health
 
     def _add_health(self, health: dict[str, Any]) -> None:
         """What the fold does not know: the tracker's own state beside the store's."""
@@ -707,6 +819,10 @@ class TransactionTracker:
         health["export"] = self._telemetry.export_state()
         health["publisher"] = self._telemetry.publisher_state()
         health["problems"] = dict(self._diagnostics.counts)
+        if self.settings.serve and self._dashboard is not None:
+            health["serve"] = self._dashboard.state()
+        if self._sessions.dropped:
+            health["dropped"]["sessions"] = self._sessions.dropped
 
     def _add_stacks(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
@@ -730,6 +846,11 @@ class TransactionTracker:
     def _after_fork(self) -> None:
         """In a forked child: what was inherited is the parent's to end and to count."""
         self._store.reset(self._new_state())
+        self._sessions.clear()
+        if self._dashboard is not None:
+            self._dashboard.after_fork()
+        if isinstance(self._reader, RemoteReader):
+            self._reader.after_fork()
         self._processor.forget()
         self._telemetry.after_fork()
         self._recorder.forget()

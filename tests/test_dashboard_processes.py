@@ -42,7 +42,7 @@ def dashboard(path: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[str
     """`otel-tracker dashboard`, as soon as it listens; killed at the end."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
     made = subprocess.Popen(
-        [sys.executable, "-m", "otel_tracker", "dashboard", "--port", str(port)],
+        [sys.executable, "-m", "otel_tracker", "dashboard", "--no-page", "--port", str(port)],
         env={**clean, "OTEL_TRACKER_JOURNAL_DIR": str(path)},
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -134,6 +134,36 @@ def test_a_worker_that_is_killed_is_lost_and_named(tmp_path: Path) -> None:
         )[0]
         assert f"process {worker.pid}" in row["issue"]
         assert totals(url)["stalled"] == 1
+
+
+def test_what_waits_in_a_queue_is_seen_before_any_worker_takes_it(tmp_path: Path) -> None:
+    """Its sender tells it at once; once it is taken it stands there as one wait that is over."""
+    send = """
+    with transaction("notes", user_id="alice") as tx:
+        tx.queued("memory")
+        carried = tx.carrier()
+    say([tx.id, carried])
+    wait()
+    """
+    take = """
+    with transaction(carrier=json.loads(sys.stdin.readline())), stage("memory"):
+        say("taken")
+        wait()
+    """
+    with dashboard(tmp_path, free_port()) as (url, _), process(send, url) as sender:
+        transaction_id, carried = says(sender)
+        (row,) = until("the wait", lambda: get(f"{url}/api/dashboard")["waiting"], 5)
+        assert (row["transaction_id"], row["stage"]) == (transaction_id, "memory")
+        with process(take, url) as worker:
+            assert worker.stdin is not None
+            worker.stdin.write(json.dumps(carried) + "\n")
+            worker.stdin.flush()
+            assert says(worker) == "taken"
+            until("its end", lambda: not get(f"{url}/api/dashboard")["waiting"], 5)
+            (wait,) = get(f"{url}/api/transactions/{transaction_id}")["waits"]
+            assert not wait["waiting"]
+            assert wait["until"] is not None
+            assert 0 < wait["seconds"] < 60
 
 
 def test_a_service_that_restarts_under_work_learns_what_is_open(tmp_path: Path) -> None:

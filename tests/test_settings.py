@@ -29,6 +29,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "link_caller": ("no", False),
     "url": ("http://dash:8500", "http://dash:8500"),
     "token": ("s3cret", "s3cret"),
+    "read_url": ("http://dash:8500", "http://dash:8500"),
+    "serve": ("127.0.0.1:8500", "127.0.0.1:8500"),
     "jaeger_url": ("https://jaeger.example", "https://jaeger.example"),
     "debug_dump_dir": ("/var/dumps", "/var/dumps"),
 }
@@ -46,6 +48,7 @@ BAD: dict[str, tuple[Any, ...]] = {
 KINDS = {
     "s": "seconds", "transactions": "count", "issues": "count", "true/false": "flag",
     "names, comma-separated": "names", "text": "text", "URL": "text", "path": "text",
+    "host:port": "text",
 }  # fmt: skip
 """The kind of value by the table's unit."""
 
