@@ -22,8 +22,8 @@ help: ## List the targets
 	done
 
 .PHONY: demo
-demo: .venv/.project ## Run the demo: a voice-notes service of several processes, on recorded speech
-	@$(BIN)/otel-tracker demo $(ARGS)
+demo: .venv/.project ## Run the demo on recorded speech, and keep its page open (ONCE=1 ends by itself)
+	@$(BIN)/otel-tracker demo $(if $(ONCE),--once) $(ARGS)
 
 .PHONY: test
 test: .venv/.project ## Test with the newest OpenTelemetry (ARGS="-k name" picks tests)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sqlite3
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,19 +83,26 @@ def _add_demo(subparsers: Subparsers) -> None:
         description="Runs a voice-notes service of several processes: recordings are streamed to "
         "it, recognised and turned into memories, and the tracker watches. Without FILES, the "
         "shipped recordings: one of them is truncated, one is silent, and one finds its database "
-        "locked.",
+        "locked. Then the page shows it all, until Ctrl-C.",
     )
     parser.add_argument(
         "files", nargs="*", type=Path, metavar="FILES",
         help="recordings of your own instead, in English: WAV, 16 kHz, mono, 16-bit",
     )  # fmt: skip
     parser.add_argument(
+        "--once",
+        action="store_true",
+        help="end by itself: without it, the processes and the page stay up until Ctrl-C",
+    )
+    parser.add_argument(
         "--json", action="store_true",
-        help="print the dashboard's data and a trace as JSON, and nothing else, on stdout",
+        help="print the dashboard's data and a trace as JSON, and nothing else, on stdout; implies "
+        "--once",
     )  # fmt: skip
     parser.add_argument(
         "--dir", type=Path, metavar="DIR",
-        help="where memories and the debug dump are kept (default: a new temporary directory)",
+        help="where memories, the journal and the debug dump are kept (default: a new temporary "
+        "directory)",
     )  # fmt: skip
     parser.set_defaults(command=_demo)
 
@@ -105,25 +110,10 @@ def _add_demo(subparsers: Subparsers) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     if _missing("demo", "pocketsphinx", "rich", "jiwer", "fastapi", "uvicorn", "websockets"):
         return 1
-    from .demo import report, run
+    from .demo import command, run
 
     recordings = run.own(arguments.files) if arguments.files else run.shipped()
-    directory = arguments.dir or Path(tempfile.mkdtemp(prefix="otel-tracker-demo-"))
-    try:
-        with report.progress_bars(recordings) as on_progress:
-            result = run.run(recordings, directory, on_progress)
-    except (OSError, sqlite3.Error) as error:
-        print(f"otel-tracker: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        report.print_report(result, sys.stderr, dashboard=False)
-        print(json.dumps(result.as_json(), indent=2))
-    else:
-        report.print_report(result, sys.stdout, dashboard=True)
-    complaints = result.complaints()
-    for complaint in complaints:
-        print(f"otel-tracker: {complaint}", file=sys.stderr)
-    return 1 if complaints else 0
+    return command.run_demo(recordings, arguments.dir, as_json=arguments.json, once=arguments.once)
 
 
 # --- doctor ---------------------------------------------------------------------------------------
@@ -196,63 +186,96 @@ def _add_dashboard(subparsers: Subparsers) -> None:
         "dashboard",
         help="serve one live view of many processes",
         description="Takes what processes send it, at OTEL_TRACKER_URL or by a Collector, and "
-        "answers with one view of them all, as JSON. OTEL_TRACKER_TOKEN is what everybody has to "
-        "show; beyond this machine it is needed. Ctrl-C ends it.",
+        "shows one view of them all, as a page and as JSON. OTEL_TRACKER_TOKEN is what everybody "
+        "has to show; beyond this machine it is needed. Ctrl-C ends it.",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
-    parser.add_argument("--port", type=int, default=8500, help="(default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8500,
+        help="of the service, which is sent to and read (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-page", dest="page", action="store_false",
+        help="without the page for people; it needs the extra `dashboard`",
+    )  # fmt: skip
+    parser.add_argument(
+        "--page-port", type=int, default=8501, help="of the page (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--refresh", type=_seconds, default=2.0, metavar="SECONDS",
+        help="how often the page looks (default: %(default)s)",
+    )  # fmt: skip
     parser.set_defaults(command=_dashboard)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.1 <= seconds <= 3_600:
+        raise argparse.ArgumentTypeError(f"{text!r}: use seconds from 0.1 to 3600")
+    return seconds
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
     if _missing("service", "uvicorn"):
         return 1
-    from .dashboard.app import api
-    from .dashboard.journal import JournalInUseError, directory, limit_bytes
-    from .dashboard.server import is_loopback, run
-    from .dashboard.service import Service
+    from .dashboard.command import Options, serve
 
-    service = Service()
-    token = service.settings.token
-    if not token and not is_loopback(arguments.host):
-        print(
-            f"otel-tracker: {arguments.host} can be reached from other machines, and anybody "
-            "there could read and write; set OTEL_TRACKER_TOKEN, here and where it is used, or "
-            "listen on 127.0.0.1",
-            file=sys.stderr,
+    return serve(
+        Options(
+            arguments.host, arguments.port, arguments.page, arguments.page_port, arguments.refresh
         )
-        return 1
+    )
 
-    path = directory()
-    try:
-        restored = service.open_journal(path, limit_bytes())
-    except JournalInUseError as error:
-        print(f"otel-tracker: {error}", file=sys.stderr)
-        return 1
-    for note in restored.notes:
-        print(f"otel-tracker: {note}", file=sys.stderr)
 
-    def say(url: str) -> None:
-        print(
-            f"What comes is kept in {path}\n"
-            f"The dashboard's service listens at {url}; its paths: {url}/openapi.json\n"
-            f"Feed it from your processes: OTEL_TRACKER_URL={url}"
-            f"{' and the same OTEL_TRACKER_TOKEN' if token else ''}",
-            flush=True,
-        )
+# --- replay ---------------------------------------------------------------------------------------
 
-    try:
-        run(api(service, token), arguments.host, arguments.port, on_listening=say)
-    except OSError as error:
-        print(f"otel-tracker: {error.strerror}", file=sys.stderr)
+
+def _add_replay(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "replay",
+        help="show a recording: a journal, or a Collector's file",
+        description="Shows what was recorded as the dashboard showed it then: ages and stalls are "
+        "those of the last recorded moment. Read the journal of `otel-tracker dashboard`, or what "
+        "a Collector's file exporter wrote.",
+    )
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE",
+        help="a journal's directory, or files: its segments, what a Collector's file exporter "
+        "wrote (`format: proto`, or JSON); several are read in this order",
+    )  # fmt: skip
+    parser.add_argument(
+        "--id", default="", metavar="ID",
+        help="one transaction in full: its id, or at least its first 8 characters",
+    )  # fmt: skip
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print what the JSON API answers")
+    how.add_argument("--page", action="store_true", help="open it on the page, until Ctrl-C")
+    parser.add_argument(
+        "--page-port", type=int, metavar="PORT",
+        help="of the page (default: 8501, or a free one where that is taken)",
+    )  # fmt: skip
+    parser.set_defaults(command=_replay)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    if _missing("service", "uvicorn"):
         return 1
-    finally:
-        service.close()
-    return 0
+    from .dashboard import replay_command
+
+    return replay_command.run(
+        arguments.files,
+        wanted=arguments.id,
+        as_json=arguments.json,
+        page=arguments.page,
+        page_port=arguments.page_port,
+    )
 
 
 _COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
-    _add_demo, _add_doctor, _add_trace, _add_dashboard,
+    _add_demo, _add_doctor, _add_trace, _add_dashboard, _add_replay,
 )  # fmt: skip

@@ -27,6 +27,8 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from websockets.sync.client import ClientConnection, connect
 
 from otel_tracker import TransactionStatus, stage, transaction
+from otel_tracker.dashboard import queries
+from otel_tracker.dashboard.recording import load
 from otel_tracker.demo import report
 from otel_tracker.demo.audio import AudioError, packets, samples, size_of
 from otel_tracker.demo.faults import locked
@@ -231,6 +233,21 @@ def test_dump_has_every_transaction_and_no_text(demo: Finished) -> None:
     assert "peanuts" not in demo.out
 
 
+def test_the_journal_of_a_run_is_replayed_to_its_figures(demo: Finished) -> None:
+    """Each process fed the dashboard service, which kept what it was told."""
+    kept = load([demo.directory / "journal"])
+    assert f"otel-tracker replay {demo.directory / 'journal'}" in demo.err
+    mine = kept.service.read(queries.dashboard)["system_metrics"]
+    its = demo.data["system_metrics"]
+    assert [mine[name] for name in TOTALS] == [its[name] for name in TOTALS]
+
+
+TOTALS: Final = (
+    "total_transactions", "completed_transactions", "failed_transactions",
+    "stalled_transactions", "total_audio_chunks", "total_transcriptions", "total_memories",
+)  # fmt: skip
+
+
 def test_recordings_are_small_speech() -> None:
     """The shipped recordings are 16 kHz mono 16-bit, and all but the cut one are whole."""
     recordings = shipped()
@@ -266,7 +283,7 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         "OTEL_TRACES_SAMPLER": "always_off",
         "OTEL_TRACKER_DISABLED": "true",
     }
-    return run_demo(directory / "kept", *map(str, files), **environment)
+    return run_demo(directory / "kept", "--once", *map(str, files), **environment)
 
 
 def test_own_recording_is_recognised(own_files: Finished) -> None:
@@ -333,7 +350,7 @@ def test_export_and_links(collector: tuple[str, list[bytes]], tmp_path: Path) ->
     """With an endpoint the spans are exported, and the report links to the same trace in Jaeger."""
     address, bodies = collector
     file = write_wav(tmp_path / "quiet.wav")
-    done = run_demo(tmp_path / "kept", str(file), OTEL_EXPORTER_OTLP_ENDPOINT=address)
+    done = run_demo(tmp_path / "kept", "--once", str(file), OTEL_EXPORTER_OTLP_ENDPOINT=address)
     link = re.search(r"quiet\.wav: http://localhost:16686/trace/([0-9a-f]{32})", done.out)
     assert link, done.out
     sent = b"".join(bodies)

@@ -189,6 +189,17 @@ def test_no_port_is_open_beyond_this_machine() -> None:
     assert addresses(OTEL_TRACKER_BIND="10.0.0.7") == ["10.0.0.7"] * len(addresses())
 
 
+def test_the_page_is_published_beside_the_api() -> None:
+    """The demo starts none of its own: it feeds that service, and ends well when it is stopped."""
+    found = services()
+    assert [port["published"] for port in found["dashboard"]["ports"]] == ["8500", "8501"]
+    assert "--no-page" not in found["dashboard"]["command"][0]
+    demo = found["demo"]
+    assert demo["environment"]["OTEL_TRACKER_URL"] == "http://dashboard:8500"
+    assert demo["command"][0].strip().endswith("exec otel-tracker demo")
+    assert demo["stop_grace_period"] == "20s"
+
+
 def test_every_container_is_confined() -> None:
     """No new privileges, no capabilities, a read-only root, bounds for memory, processes, log."""
     for name, service in services().items():

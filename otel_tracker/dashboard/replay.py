@@ -188,6 +188,7 @@ def replay(
     note: Callable[[str], None] | None = None,
     fold: Callable[[ExportTraceServiceRequest], int] | None = None,
     look: Callable[[], None] | None = None,
+    before: Callable[[Path, int], None] | None = None,
 ) -> Iterator[Moment]:
     """Feeds a store from recordings, one request at a time, in the time of the recording.
 
@@ -204,6 +205,7 @@ def replay(
         note: told, in a sentence, what could not be read.
         fold: puts a request into the store; by default as `Receiver.fold` does.
         look: reads the store as time passes, every second of it; by default its news is dropped.
+        before: told, before a request is looked at, its file and how many bytes of it came before.
 
     Yields:
         Each request that was fed.
@@ -215,10 +217,13 @@ def replay(
         raise ValueError("replay: the store is on another clock; make it Store(state, clock)")
     fold, look = fold or Receiver(store).fold, look or partial(unseen, store)
     tell = note or _ignore
-    before = 0
-    for path in _expanded(files):
+    done = 0
+    for path in expanded(files):
         read = 0
-        for request, arrived_ns, read in _requests(path, tell):
+        for request, arrived_ns, end in _requests(path, tell):
+            if before is not None:
+                before(path, read)
+            read = end
             is_first = clock.time_ns() == 0
             at_ns = _moment(request) if arrived_ns is None else arrived_ns
             pass_time(clock, at_ns, look)
@@ -226,9 +231,9 @@ def replay(
                 store.started_ns, store.started_wall_ns = clock.monotonic_ns(), clock.time_ns()
             spans = fold(request)
             if progress is not None:
-                progress(before + read)
+                progress(done + read)
             yield Moment(clock.time_ns(), spans)
-        before += read
+        done += read
     look()
 
 
@@ -236,7 +241,8 @@ def _ignore(_: str) -> None:
     """Nobody wants to know."""
 
 
-def _expanded(files: Iterable[Path]) -> Iterator[Path]:
+def expanded(files: Iterable[Path]) -> Iterator[Path]:
+    """These files, and for each directory the segments of the journal in it."""
     for path in files:
         if path.is_dir():
             yield from sorted(path.glob(f"*{SEGMENT}"))
@@ -353,7 +359,7 @@ def _is_object(line: bytes) -> bool:
 def sizes(files: Iterable[Path]) -> int:
     """Bytes of all these recordings, to show progress by; 0 for what has no size."""
     total = 0
-    for path in _expanded(files):
+    for path in expanded(files):
         try:
             total += os.stat(path).st_size
         except OSError:

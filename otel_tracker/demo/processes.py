@@ -40,6 +40,8 @@ MEMORY: Final = "voice-notes-memory"
 
 _TRANSCRIBERS: Final = 2
 """The recogniser keeps one processor busy."""
+_SEND_EVERY_MS: Final = 500
+"""To the watch."""
 _SEND_WITHIN_MS: Final = 3_000
 """For the last spans of a process."""
 _END_WITHIN_S: Final = 8.0
@@ -56,12 +58,13 @@ class Services:
     Args:
         store: where memories are kept.
         watch: the address that takes spans by OTLP/HTTP.
+        url: the dashboard service that each of them feeds; empty for none.
 
     Raises:
         OSError: no process can be started.
     """
 
-    def __init__(self, store: MemoryStore, watch: str) -> None:
+    def __init__(self, store: MemoryStore, watch: str, url: str = "") -> None:
         # Spawned, not forked: this process has threads, and a fork would copy their locks.
         context = multiprocessing.get_context("spawn")
         self._news: Queue[News | logging.LogRecord] = context.Queue()
@@ -80,14 +83,14 @@ class Services:
         ]
         self._processes: list[BaseProcess] = [
             context.Process(
-                target=_run, name=name, args=(name, watch, ended, self._news, run, *args)
+                target=_run, name=name, args=(name, watch, url, ended, self._news, run, *args)
             )
             for name, run, args in work
         ]
 
     def __enter__(self) -> Self:
         try:
-            with _interrupt_held_back():
+            with interrupt_held_back():
                 for process in self._processes:
                     process.start()
         except BaseException:
@@ -124,6 +127,11 @@ class Services:
             return None
         return news
 
+    @property
+    def living(self) -> dict[int, str]:
+        """The names of those that live, by their process ids."""
+        return {p.pid: p.name for p in self._processes if p.pid is not None and p.exitcode is None}
+
     def check(self) -> None:
         """Sees whether all are alive.
 
@@ -139,7 +147,7 @@ class Services:
 
 
 @contextmanager
-def _interrupt_held_back() -> Iterator[None]:
+def interrupt_held_back() -> Iterator[None]:
     """Processes that start meanwhile never get a Ctrl-C, which a terminal sends to all.
 
     It is for this process, which ends them.
@@ -167,6 +175,7 @@ def exporters_of_the_user() -> dict[str, Callable[[], SpanExporter]]:
 def _run(
     service: str,
     watch: str,
+    url: str,
     ended: Connection,
     news: Queue[Any],
     work: Callable[..., None],
@@ -180,7 +189,9 @@ def _run(
     logging.getLogger().addHandler(logs)
     _export_to(watch, service)
     tracker = init_debug_tracker(
-        disabled=False, on_stall=lambda info: news.put(Stalled(info["transaction_id"], info))
+        disabled=False,
+        url=url,
+        on_stall=lambda info: news.put(Stalled(info["transaction_id"], info)),
     )
     try:
         work(*args, news)
@@ -204,16 +215,15 @@ def _export_to(watch: str, service: str) -> None:
 
     bypass = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = f"{bypass},127.0.0.1" if bypass else "127.0.0.1"
-    exporters: list[SpanExporter] = [
-        # First, so that an endpoint of the user's that does not answer holds nothing up here.
-        OTLPSpanExporter(watch, compression=Compression.NoCompression),
-        *[make() for make in exporters_of_the_user().values()],
-    ]
+    shown = OTLPSpanExporter(watch, compression=Compression.NoCompression)
+    exporters = [make() for make in exporters_of_the_user().values()]
     os.environ.pop("OTEL_SDK_DISABLED", None)  # the demo would have nothing to show
     # Nor may it hold up the end: what waits is sent by hand, within bounds.
     provider = TracerProvider(
         ALWAYS_ON, Resource.create({SERVICE_NAME: service}), shutdown_on_exit=False
     )
+    # First, so that an endpoint of the user's that does not answer holds nothing up here.
+    provider.add_span_processor(BatchSpanProcessor(shown, schedule_delay_millis=_SEND_EVERY_MS))
     for exporter in exporters:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)

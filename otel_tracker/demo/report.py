@@ -200,6 +200,8 @@ def _print_where(console: Console, result: Run) -> None:
         f"\nMemories:   {result.directory / 'memories'}",
         f"Debug dump: {result.dump}",
     ]
+    if result.journal is not None:
+        lines.append(f"Journal:    {result.journal} (otel-tracker replay {result.journal})")
     if "otlp" not in result.exporters:
         lines.append(
             "Jaeger:     nothing was sent. Start Jaeger, set "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from otel_tracker import init_debug_tracker, shutdown_debug_tracker
+from otel_tracker import DebugSystemTracker, init_debug_tracker, shutdown_debug_tracker
 
 from . import client
 from .faults import locked
@@ -36,6 +36,8 @@ _LOOK_AT_IT_S: Final = 0.5
 """The lock stays that long after the stall was told."""
 _SILENT_AT_MOST_S: Final = 60.0
 """When nothing is heard of any recording for so long, none is waited for any more."""
+_LATE_AT_MOST_S: Final = 10.0
+"""The last spans of processes that go on, and the 5 s in which their work settles."""
 _TICK_S: Final = 0.1
 
 OnProgress = Callable[["Recording", str, float], None]
@@ -100,6 +102,8 @@ class Run:
     trace_urls: list[str] = field(default_factory=list)
     exporters: list[str] = field(default_factory=list)
     """Where spans were sent besides."""
+    journal: Path | None = None
+    """What the dashboard service of its own keeps; None where there was none."""
     trouble: str = ""
     """Why it ended early."""
 
@@ -218,7 +222,14 @@ def own(files: Sequence[Path]) -> list[Recording]:
     return [Recording(path, "you") for path in files]
 
 
-def run(recordings: Sequence[Recording], directory: Path, on_progress: OnProgress) -> Run:
+def run(
+    recordings: Sequence[Recording],
+    directory: Path,
+    on_progress: OnProgress,
+    *,
+    url: str = "",
+    stay: Callable[[Run, Services], None] | None = None,
+) -> Run:
     """Starts the service, sends it the recordings, waits for the last one, and ends the service.
 
     Args:
@@ -227,6 +238,9 @@ def run(recordings: Sequence[Recording], directory: Path, on_progress: OnProgres
         on_progress: called on any thread with a recording, its stage, and the share of that stage
             that is done (0 to 1); with ``queued`` and ``stalled`` where it waits, and finally with
             ``completed``, ``failed`` or ``skipped``.
+        url: the dashboard service that the processes feed; empty for none.
+        stay: called with what came of it, before the service ends: its processes live until that
+            returns.
 
     Raises:
         OSError: the directory cannot be written, or no process be started.
@@ -242,19 +256,38 @@ def run(recordings: Sequence[Recording], directory: Path, on_progress: OnProgres
         with (
             Watch(tracker.receiver.take) as watch,
             ThreadPoolExecutor(AT_ONCE) as pool,
-            Services(store, watch.endpoint) as services,
+            Services(store, watch.endpoint, url) as services,
         ):
             _Sending(result, services, store, on_progress).send(pool)
-        result.traces = traces_of(watch.spans)
-        result.data = tracker.get_dashboard_data()
-        result.dump = tracker.export_debug_dump()
-        ids = [note.transaction_id for note in notes]
-        result.trace_urls = [tracker.trace_url(one) if one else "none" for one in ids]
-        result.exporters = list(exporters_of_the_user())
+            if stay is not None:
+                _await_the_last_spans(result, watch, tracker)
+                _conclude(result, watch, tracker)
+                stay(result, services)
+        if stay is None:
+            _conclude(result, watch, tracker)
     finally:
         with _silent():
             shutdown_debug_tracker()
     return result
+
+
+def _await_the_last_spans(result: Run, watch: Watch, tracker: DebugSystemTracker) -> None:
+    """Nobody tells an end where processes go on; what never comes or settles is a complaint."""
+    deadline = time.monotonic() + _LATE_AT_MOST_S
+    while time.monotonic() < deadline:
+        result.traces, result.data = traces_of(watch.spans), tracker.get_dashboard_data()
+        if not result.complaints():
+            return
+        time.sleep(_TICK_S)
+
+
+def _conclude(result: Run, watch: Watch, tracker: DebugSystemTracker) -> None:
+    result.traces = traces_of(watch.spans)
+    result.data = tracker.get_dashboard_data()
+    result.dump = tracker.export_debug_dump()
+    ids = [note.transaction_id for note in result.notes]
+    result.trace_urls = [tracker.trace_url(one) if one else "none" for one in ids]
+    result.exporters = list(exporters_of_the_user())
 
 
 @contextmanager
