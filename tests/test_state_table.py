@@ -415,6 +415,10 @@ def test_a_wait_that_its_worker_tells_as_well_is_one_wait() -> None:
     assert at(10, root(), sent, told).waiting == (told,)  # until its attempt is heard of
     assert at(10, root(), sent, told, attempt(MEMORY, 6, 4)).waiting == ()
     assert at(10, root(), sent, other).waiting == (other, sent)
+    here = make(Kind.QUEUED, 3, 2, stage=MEMORY, where="host-a/1/main")
+    behind = make(Kind.QUEUED, 5, -1, -0.99999, stage=MEMORY, where="host-b/2/main")
+    running = attempt(MEMORY, 6, -0.99999, where="host-b/2/main")
+    assert at(10, root(), here, behind, running).waiting == ()  # its clock is 3 s behind
 
 
 def test_a_quick_worker_whose_clock_is_behind_has_taken_what_waits() -> None:
