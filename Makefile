@@ -61,6 +61,10 @@ bench: .venv/.project ## Run the benchmarks, then the peers'
 bench-peers: $(PEERS:%=.venv-peer-%/.requirements) ## Compare the peers, each in its own environment
 	@$(PYTHON) -m benchmarks.peers $(ARGS)
 
+.PHONY: screenshots
+screenshots: .venv/.project ## Make the README's pictures of the page anew (needs Chromium)
+	@$(BIN)/python -m scripts.screenshots
+
 .PHONY: clean
 clean: ## Remove the environments, caches and builds
 	rm -rf .venv .venv-lowest .venv-uv .venv-peer-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -212,6 +212,21 @@ def test_a_queue_that_nobody_serves_is_a_trouble_of_its_own() -> None:
     assert (trouble["state"], trouble["stage"]) == ("waiting", "memory")
 
 
+def test_what_hits_most_stands_before_single_mishaps() -> None:
+    """Three odd failures do not hide that everything else hangs."""
+    of, clock = started(100)
+    spans = Spans()
+    for number, error in enumerate(("no model", "no route", "no disk"), 1):
+        spans.failed(number, 90, error)
+    for number in range(10, 30):
+        spans.root(number, 20)
+        spans.stage(number, "memory", 21)
+    feed(of, spans)
+    clock.advance(60)
+    troubles = pulse_of(of)["troubles"]
+    assert (troubles[0]["state"], troubles[0]["transactions"]) == ("stalled", 20)
+
+
 def test_a_stage_that_nobody_here_knows_is_no_trouble() -> None:
     """Its workers feed no dashboard: that it waits for ever is all that can be known."""
     of, clock = started()

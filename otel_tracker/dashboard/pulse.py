@@ -23,8 +23,9 @@ STATES: Final = ("none", "ok", "quiet", "empty", "late", "failing", "broken")
 ``empty``: no success of the last hour had a result; ``late``: the next one is overdue;
 ``failing``: some fail; ``broken``: none succeed any more."""
 TROUBLES: Final = ("lost", "failed", "stalled", "waiting")
-"""How the transactions stand that have an issue; ``waiting``: too long in a queue. What may be the
-cause of others stands first: a lost worker lets a queue wait."""
+"""How the transactions stand that have an issue; ``waiting``: too long in a queue."""
+_CAUSES: Final = {"lost": 0, "failed": 1, "stalled": 1, "waiting": 2}
+"""What may be the cause of others stands first: a lost worker lets a queue wait."""
 OPEN_STATES: Final = (
     "running", "slow", "stalled", "lost", "waiting", "elsewhere", "between",
 )  # fmt: skip
@@ -248,7 +249,7 @@ def _row(name: str, one: _Pipeline, view: View) -> dict[str, Any]:
 
 
 def _weight(one: _Trouble) -> tuple[int, int, int]:
-    return TROUBLES.index(one.state), -one.transactions, -one.last_ns
+    return _CAUSES[one.state], -one.transactions, -one.last_ns
 
 
 def _is_overdue(one: _Pipeline, now_ns: int) -> bool:
@@ -414,10 +415,15 @@ def _open_row(
         "last_progress": to_iso(now.wall_ns - silent_ns),
         "silent_seconds": silent_ns / NS_PER_S,
         "limit_seconds": None if limit_ns is None else limit_ns / NS_PER_S,
-        "where": (fact.where or None) if fact is not None else None,
+        "where": _worker_at(fact),
         "service": detail.service or None,
         "issue": None if tx.verdict.found is None else tx.verdict.found.text,
     }
+
+
+def _worker_at(fact: Fact | None) -> str | None:
+    """Who does it: nobody yet, where it waits, although its sender told of it."""
+    return None if fact is None or fact.kind is Kind.QUEUED else fact.where or None
 
 
 def _number(fact: Fact, tx: Tracked) -> int | None:

@@ -79,7 +79,7 @@ def durations(trends: Json) -> Spec | None:
             "y": {
                 "field": "seconds",
                 "type": "quantitative",
-                "title": "seconds",
+                "title": "seconds: p50, dashed p95",
                 "scale": {"type": "symlog"},
             },
             "color": {
@@ -92,7 +92,8 @@ def durations(trends: Json) -> Spec | None:
             "strokeDash": {
                 "field": "share",
                 "type": "nominal",
-                "legend": {**_LEGEND, "symbolType": "stroke", "symbolStrokeColor": "#888888"},
+                "scale": {"domain": ["p50", "p95"], "range": [[1, 0], [4, 3]]},
+                "legend": None,
             },
             "tooltip": [
                 {"field": "at", "type": "temporal", "title": "from", "format": "%H:%M"},

@@ -28,7 +28,7 @@ _DRAW: Final = st.components.v2.component(
     css=(_HERE / "draw.css").read_text(encoding="utf-8"),
     js=(_HERE / "draw.js").read_text(encoding="utf-8"),
 )
-_TRENDS_S: Final = 30.0
+_TRENDS_S: Final = 10.0
 _ROWS: Final = "40"
 _SILENT_AFTER: Final = 12.0
 """Seconds, and as many refreshes: then the page itself says that it stands still."""
