@@ -239,7 +239,7 @@ def test_a_stage_that_nobody_here_knows_is_no_trouble() -> None:
     feed(of, spans)
     clock.advance(600)
     one = pulse_of(of)
-    assert (one["troubles"], one["state"]) == ([], "late")
+    assert (one["troubles"], one["state"]) == ([], "ok")
 
 
 def test_a_lost_worker_comes_before_what_it_causes() -> None:

@@ -145,9 +145,9 @@ def _count(tx: Tracked, one: _Pipeline, view: View) -> None:
     if verdict.status is TransactionStatus.COMPLETED:
         one.successes.append((tx.history.at_ns, user))
         return
-    is_wrong = False
-    if verdict.found is not None and _is_ours(tx, one.declared, view):
-        is_wrong = _trouble(tx, verdict.found, one, view)
+    if not _is_ours(tx, one.declared, view):
+        return
+    is_wrong = verdict.found is not None and _trouble(tx, verdict.found, one, view)
     if is_open or is_wrong:
         one.undone.add(_recording(tx))
         one.due_ns = min(one.due_ns or tx.created_ns, tx.created_ns)
@@ -158,10 +158,11 @@ def _is_ours(tx: Tracked, pipeline: Pipeline, view: View) -> bool:
 
     Its workers feed no dashboard, and are none the worse for it.
     """
-    if tx.verdict.status is not TransactionStatus.IN_PROGRESS:
+    verdict = tx.verdict
+    if not verdict.waiting or verdict.status is not TransactionStatus.IN_PROGRESS:
         return True
-    waits = {wait.stage for wait in tx.verdict.waiting}
-    return not waits or any(s in pipeline.stages or s in view.state.stages for s in waits)
+    known = view.state.stages
+    return any(w.stage in pipeline.stages or w.stage in known for w in verdict.waiting)
 
 
 def _trouble(tx: Tracked, issue: Found, one: _Pipeline, view: View) -> bool:

@@ -229,7 +229,8 @@ def _title(pulse: Json, goal: str, times: Times) -> str:
     if state == "none":
         return f"no {goal} yet"
     if state == "quiet":
-        return f"no {goal} is due"
+        under_way = pulse["since"]["in_progress"]
+        return f"{number(under_way)} under way, none is late" if under_way else f"no {goal} is due"
     return f"last {goal} {times.past(pulse['last_success'])}"
 
 
