@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ BATCHES: Final = 40
 ROUNDS: Final = 3
 CONNECTIONS: Final = 2
 KINDS: Final = {
+    "the service and its journal": ("journal", "", "at least 10,000"),
     "the service": ("service", "", "at least 10,000"),
     "the service, gzip": ("service", "gzip", "at least 10,000"),
     "the server and parsing alone": ("parsing", "", "none: the floor"),
@@ -79,8 +81,13 @@ def serve(what: str) -> None:
     from otel_tracker.dashboard.service import Service
 
     # The bound on new transactions is for floods, such as this one.
-    application = _Parsing() if what == "parsing" else api(Service(new_per_minute=10_000_000))
-    run(application, port=0, on_listening=lambda url: print(url, flush=True))
+    made = Service(new_per_minute=10_000_000)
+    with tempfile.TemporaryDirectory(prefix="otel-tracker-inlet-") as directory:
+        if what == "journal":
+            made.open_journal(Path(directory), 256 << 20)
+        application = _Parsing() if what == "parsing" else api(made)
+        run(application, port=0, on_listening=lambda url: print(url, flush=True))
+        made.close()
 
 
 class _Parsing:
