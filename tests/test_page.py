@@ -245,6 +245,23 @@ def test_the_strip_names_the_exports_that_fail_and_since_when() -> None:
     assert re.search(r"EXPORT fails since .*02:00 UTC in notes \(otlp\)", said)
 
 
+def test_many_processes_hide_neither_a_failing_export_nor_their_number() -> None:
+    """The list has fifty; the one with trouble is among them, and all are counted."""
+    of, clock = service()
+    failing = {"exporters": {"otlp": {"failing_since": "2026-01-01T00:00:00+00:00"}}}
+    for number in range(119):
+        of.take_beat(beat(f"host/{number}"))
+    of.take_beat(beat("zebra/1", health={"export": failing}))
+    said = strip_of(of)
+    assert "120 processes report" in said
+    assert "EXPORT fails since" in said
+    clock.advance(7200)
+    of.take_beat(beat("host/1", at=7200))
+    said = strip_of(of)
+    assert "1 process reports" in said
+    assert "LOST" not in said  # of last night's deploys, which left nothing open
+
+
 def test_what_processes_say_of_their_health_breaks_nothing() -> None:
     """It is theirs, and may be anything."""
     of, _ = service()
@@ -418,6 +435,20 @@ def test_an_answer_serves_all_who_look_at_the_same_moment() -> None:
         assert first.data["system_metrics"]["total_transactions"] == 0
 
 
+def test_readers_do_not_wait_for_each_other_behind_a_slow_service() -> None:
+    """Ten who ask the same at once cost one question."""
+    asked: list[str] = []
+    body = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    with odd_server(body, 0.5, asked) as url:
+        client = Client(url)
+        readers = [threading.Thread(target=client.get, args=("/api/dashboard",)) for _ in range(10)]
+        for one in readers:
+            one.start()
+        for one in readers:
+            one.join(10)
+    assert len(asked) == 1
+
+
 def test_a_service_that_goes_away_leaves_the_last_good_answer_and_comes_back() -> None:
     """With why and since when; and nothing is asked anew for a second."""
     of, _ = service()
@@ -458,9 +489,11 @@ def test_a_refusal_is_an_answer_to_one_question() -> None:
 
 
 @contextmanager
-def odd_server(answer: bytes, hang_s: float = 0.0) -> Iterator[str]:
+def odd_server(answer: bytes, hang_s: float = 0.0, asked: list[str] | None = None) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if asked is not None:
+                asked.append(self.path)
             over.wait(hang_s)
             self.wfile.write(answer)
 

@@ -545,7 +545,17 @@ def _dashboard() -> Schema:
         ),
         stages=_map("by stage", _object("its tallies", **_tallies())),
         health=_object("what was let go, refused or lost", **_health_keys()),
-        workers=_list("the processes that beat, lost ones first, at most 50", _worker()),
+        workers=_list(
+            "the processes that beat, lost and troubled ones first, at most 50; without those lost "
+            "for over an hour that left nothing open",
+            _worker(),
+        ),
+        processes=_object(
+            "all of them",
+            alive=_count("that beat"),
+            lost=_count("that fell silent"),
+            services=_list("names of those that beat, at most 50", _text("`service.name`")),
+        ),
         flow=_map("by stage", _object("how it goes against what is usual", **_flow())),
         pulse=_list("by pipeline, the busiest first", _pulse()),
         open=_open(),

@@ -42,6 +42,9 @@ SHORTEST_PREFIX: Final = 8
 NEW_ISSUE_S: Final = 3_600
 """A pattern first seen within the last hour is new."""
 
+LOST_SHOWN_S: Final = 3_600.0
+"""A lost process without open work stands on the dashboard for so long."""
+
 _LISTED: Final = 50  # rows within a row
 _OPEN: Final = (TransactionStatus.IN_PROGRESS, TransactionStatus.STALLED)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -622,9 +625,44 @@ def _workers(view: View, limit: int | None) -> list[dict[str, Any]]:
             of_lost.setdefault(worker_of(fact.where), []).append((tx, fact))
     known = sorted(
         view.state.workers,
-        key=lambda w: (not w.is_lost, -len(of_lost.get(w.beat.worker, ())), w.beat.worker),
+        key=lambda w: (
+            not w.is_lost,
+            -len(of_lost.get(w.beat.worker, ())),
+            not _has_trouble(w, view),
+            w.beat.worker,
+        ),
     )
+    if limit is not None:
+        # A process that was killed long ago, and left nothing open, is no news of tonight.
+        old_ns = view.now.monotonic_ns - int(LOST_SHOWN_S * NS_PER_S)
+        known = [
+            w for w in known
+            if not w.is_lost or w.beat.worker in of_lost or w.beat.seen_ns >= old_ns
+        ]  # fmt: skip
     return [_worker(one, of_lost.get(one.beat.worker, []), view) for one in known[:limit]]
+
+
+def _has_trouble(one: Worker, view: View) -> bool:
+    """It missed a beat, or cannot export."""
+    beat, told = one.beat, view.told.get(one.beat.worker)
+    if view.now.monotonic_ns - beat.seen_ns > beat.interval_ns * 3 // 2:
+        return True
+    export = {} if told is None else told.health.get("export")
+    exporters = export.get("exporters") if isinstance(export, Mapping) else None
+    return isinstance(exporters, Mapping) and any(
+        isinstance(state, Mapping) and state.get("failing_since") for state in exporters.values()
+    )
+
+
+def _processes(view: View) -> dict[str, Any]:
+    """How many there are, as of `workers` not all are listed."""
+    alive = [worker for worker in view.state.workers if not worker.is_lost]
+    services = sorted({worker.beat.service for worker in alive if worker.beat.service})
+    return {
+        "alive": len(alive),
+        "lost": len(view.state.workers.lost),
+        "services": services[:_LISTED],
+    }
 
 
 def _worker(one: Worker, lost: list[tuple[Tracked, Fact]], view: View) -> dict[str, Any]:
@@ -702,6 +740,7 @@ def dashboard(view: View) -> dict[str, Any]:
         "health": _fold_health(view),
         "as_of": to_iso(view.now.wall_ns),
         "workers": _workers(view, _LISTED),
+        "processes": _processes(view),
         "flow": flow,
         "pulse": pulse.pulse(view),
         "open": pulse.open_work(view, flow),

@@ -60,7 +60,7 @@ def strip(answer: Answer, now: float, times: Times | None, *, paused: bool, url:
     data = answer.data
     parts: list[Node | str | None] = [
         *_believed(answer, now, times, paused=paused),
-        _reporting(data["workers"]),
+        _reporting(data["processes"]),
         *_lost(data["workers"]),
         _silent(data["workers"]),
         *_exports(data["workers"], times),
@@ -99,12 +99,12 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-def _reporting(workers: Sequence[Json]) -> str:
-    alive = [one for one in workers if one["state"] == "alive"]
-    if not alive and not workers:
+def _reporting(processes: Json) -> str:
+    alive = processes["alive"]
+    if not alive and not processes["lost"]:
         return "No process reports by itself: what comes by a Collector is seen once it has ended"
-    services = ", ".join(sorted({str(one["service"] or "?") for one in alive})[:_NAMED])
-    said = many(len(alive), "process reports", "processes report")
+    services = ", ".join(processes["services"][:_NAMED])
+    said = many(alive, "process reports", "processes report")
     return f"{said} ({services})" if services else said
 
 

@@ -19,6 +19,7 @@ MOST_BYTES: Final = 32 << 20
 _PAUSE_S: Final = 1.0
 """After a failure nothing is asked for so long: the page must not hang at every element."""
 _KEPT: Final = 200  # answers
+_TURNS: Final = 8  # questions that are asked at a time
 
 
 class ReadError(Exception):
@@ -75,6 +76,7 @@ class Client:
         self._timeout_s = timeout_s
         self._clock = clock
         self._lock = threading.Lock()
+        self._turns = [threading.Lock() for _ in range(_TURNS)]
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._failed_at = -_PAUSE_S
         self._error = ""
@@ -82,25 +84,36 @@ class Client:
     def get(self, path: str, **query: str) -> Answer:
         """The newest answer to ``GET path?query``: a fresh one, or the last good one and why.
 
-        One thread asks at a time. A refusal (404 and the like) has no data and its `status`.
+        One thread asks a question at a time. A refusal (404 and the like) has no data and its
+        `status`.
         """
         question = quote(path)
         if query:
             question += "?" + urlencode(query)
-        with self._lock:
-            known = self._answers.get(question, Answer())
-            now = self._clock()
-            if known.data is not None and not known.error and now - known.fetched < self._fresh_s:
+        asked = self._clock()
+        with self._turns[hash(question) % _TURNS]:
+            known = self._known(question)
+            # What came while this one waited for its turn is new enough: where the service is slow
+            # all would wait for each other otherwise.
+            if known.data is not None and not known.error and asked - known.fetched < self._fresh_s:
                 return known
-            if now - self._failed_at < _PAUSE_S:
+            if self._clock() - self._failed_at < _PAUSE_S:
                 answer = self._failed(known, self._error)
             else:
                 answer = self._ask(question, known)
+            self._keep(question, answer)
+            return answer
+
+    def _known(self, question: str) -> Answer:
+        with self._lock:
+            return self._answers.get(question, Answer())
+
+    def _keep(self, question: str, answer: Answer) -> None:
+        with self._lock:
             self._answers[question] = answer
             self._answers.move_to_end(question)
             if len(self._answers) > _KEPT:
                 self._answers.popitem(last=False)
-            return answer
 
     def _ask(self, question: str, known: Answer) -> Answer:
         try:
