@@ -232,15 +232,27 @@ def history(facts: Iterable[Fact]) -> History:
     if ends:
         h.end = max(ends, key=_end_order)
     _put_audio_failure_right(h)
+    if queued:
+        _find_waits(h, queued, ends)
+    _times(h, others)
+    return h
+
+
+def _find_waits(h: History, queued: list[Fact], ends: list[Fact]) -> None:
+    """What was queued and not yet taken."""
+    free = list(h.attempts)
     for wait in sorted(queued, key=_order):
         if h.failed_end is not None and h.failed_end.at_ns >= wait.start_ns:
             continue  # it never got into its queue, or nobody waits for it
         if is_retold(wait, queued) or any(_overtakes(end, wait) for end in ends):
             continue
-        if not any(_takes(attempt, wait) for attempt in h.attempts):
+        # Each attempt takes one, lest a success hide the next part that is queued soon after it;
+        # but of two that were queued before it, it ends both.
+        taker = next((attempt for attempt in free if _takes(attempt, wait)), None)
+        if taker is not None:
+            free.remove(taker)
+        elif not any(a.stage == wait.stage and a.start_ns >= wait.start_ns for a in h.attempts):
             h.queued.append(wait)
-    _times(h, others)
-    return h
 
 
 def is_retold(wait: Fact, waits: Iterable[Fact]) -> bool:

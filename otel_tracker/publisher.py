@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -139,6 +140,8 @@ class Publisher(SpanProcessor):
         self._is_child = False
         """Forked: a child often leaves without a word, so it beats only while something is open."""
         self._is_over = False
+        # The SDK makes no span then; a wait is told without one, and would tell of it all the same.
+        self._is_sdk_off = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
         self._began_ns = time.time_ns()
         self._begin()
 
@@ -188,7 +191,7 @@ class Publisher(SpanProcessor):
     def tell(self, fact: Fact, name: str, attributes: Mapping[str, Any]) -> None:
         """Queues what is open and has no span yet: a wait in a queue. Never raises."""
         try:
-            if self._processor.listens:
+            if self._processor.listens and not self._is_sdk_off:
                 self._export.put(_span_of(fact, name, attributes, self._resource))
         except Exception:
             self._diagnostics.error("publisher", "a wait in a queue could not be told")

@@ -383,3 +383,18 @@ def test_health_says_how_it_goes() -> None:
     assert state["last_beat"] is not None
     with process(code, "") as made:
         assert says(made) is None
+
+
+def test_with_the_sdk_off_nothing_is_told_not_even_a_wait() -> None:
+    """A wait needs no span, and leaves no sooner than one."""
+    code = """
+    with transaction(user_id="alice") as tx:
+        tx.queued("memory")
+        waiting = get_debug_tracker().get_dashboard_data()["waiting"]
+    get_debug_tracker().force_flush(2_000)
+    say(len(waiting))
+    """
+    with service() as fed, process(code, fed.url, OTEL_SDK_DISABLED="true") as made:
+        assert says(made) == 1  # the process itself knows
+        ends(made)
+        assert fed.spans == []

@@ -434,6 +434,16 @@ def test_a_quick_worker_whose_clock_is_behind_has_taken_what_waits() -> None:
     assert at(10, root(), wait, earlier).waiting == (wait,)
 
 
+def test_each_attempt_takes_one_wait_whatever_its_clock() -> None:
+    """The part before went well; the next one, queued soon after it, is taken by nobody."""
+    first = make(Kind.QUEUED, 3, 2, stage=MEMORY, where="host-a/1/main")
+    then = make(Kind.QUEUED, 4, 20, stage=MEMORY, where="host-a/1/main")
+    done = attempt(MEMORY, 5, 5, 9, where="host-b/7/main")
+    assert at(60, root(), first, done, then).waiting == (then,)
+    later = attempt(MEMORY, 6, 21, 22, where="host-b/7/main")
+    assert at(60, root(), first, done, then, later).waiting == ()
+
+
 def test_an_end_that_another_process_told_is_the_end_of_the_wait() -> None:
     """A worker may end a transaction without a stage; the sender's own end leaves the work open."""
     wait = make(Kind.QUEUED, 3, 2, stage=MEMORY, where="host-a/1/main")

@@ -138,7 +138,7 @@ def _search(client: Client, path: str, searched: str) -> Answer:
         if answer.data is None:
             error = answer.error
             continue
-        matched += answer.data["matched"]
+        matched = max(matched, answer.data["matched"])
         for row in answer.data[name]:
             rows.setdefault(_key(row), row)
     found = {name: list(rows.values()), "matched": max(matched, len(rows))}
