@@ -123,6 +123,17 @@ def test_a_good_night_is_said_in_one_line_and_no_cell_is_sick() -> None:
     assert within(tree, "h-ok")
 
 
+def test_no_cell_is_green_hours_after_its_last_success() -> None:
+    """It is idle, in grey: nothing is known to be well."""
+    of, clock = service()
+    well(of, clock, 4)
+    assert within(drawn(of), "s-ok")
+    clock.advance(2 * 3600)
+    cells = [one for one in within(drawn(of), "cell") if not one["label"].startswith("queue")]
+    assert within(node("div", "", *cells), "s-ok") == []
+    assert any("idle" in text_of(one) for one in cells)
+
+
 def broken() -> Service:
     """Memory fails for two users, one worker is lost, and a queue waits."""
     of, clock = service()
@@ -243,6 +254,26 @@ def test_the_strip_names_the_exports_that_fail_and_since_when() -> None:
     said = strip_of(of)
     assert "1 process reports (notes)" in said
     assert re.search(r"EXPORT fails since .*02:00 UTC in notes \(otlp\)", said)
+
+
+def test_the_strip_says_what_ails_the_service_itself(tmp_path: Path) -> None:
+    """A journal on a full disk, and senders that are refused; not a reader who mistyped an id."""
+    of, _ = service()
+    of.open_journal(tmp_path / "journal", 64 << 20)
+    try:
+        of.refuse(404)
+        assert "SERVICE" not in strip_of(of)
+        of.refuse(401)
+        of.refuse(401)
+        assert "SERVICE 2 requests refused since its start" in strip_of(of)
+        answers = answers_of(of)
+        data = json.loads(json.dumps(answers["dashboard"].data))
+        assert "problem" in data["health"]["intake"]["journal"]
+        data["health"]["intake"]["journal"]["problem"] = "no space left"
+        at = datetime.fromisoformat(data["as_of"]).timestamp()
+        assert "its journal is not kept" in strip_of(of, answer=Answer(data, wall=at), now=at)
+    finally:
+        of.close()
 
 
 def test_many_processes_hide_neither_a_failing_export_nor_their_number() -> None:

@@ -6,7 +6,7 @@ Pure: answers of the API in, a tree of `nodes` out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from .client import Answer
@@ -30,7 +30,9 @@ _QUEUE_LIMIT_S: Final = 300.0
 """A longer wait is an issue by itself: `queue_after` of the settings."""
 _QUEUE_FACTOR: Final = 3
 _REASONS: Final = 3
-_LATE_MEANS: Final = "since then"
+_IDLE_S: Final = 3_600.0
+_ASKED_FOR_NOTHING: Final = "404"
+"""Somebody opened a transaction that is not kept: no trouble of the service."""
 
 _STATUS_WORDS: Final = {
     "in_progress": "in progress",
@@ -94,8 +96,6 @@ def _believed(
 
 
 def _iso(seconds: float) -> str:
-    from datetime import UTC
-
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
@@ -167,12 +167,13 @@ def _own_troubles(health: Json) -> Node | None:
     told = []
     if health.get("problems"):
         told.append(f"problems of its own: {', '.join(sorted(health['problems']))}")
-    refused = sum((intake.get("refused") or {}).values())
+    refusals = (intake.get("refused") or {}).items()
+    refused = sum(count for status, count in refusals if status != _ASKED_FOR_NOTHING)
     if refused:
-        told.append(f"{many(refused, 'request')} refused")
+        told.append(f"{many(refused, 'request')} refused since its start")
     journal = intake.get("journal") or {}
-    if journal.get("error") or journal.get("failing_since"):
-        told.append("its journal cannot be written")
+    if journal.get("problem"):
+        told.append(f"its journal is not kept, and a restart will not know: {journal['problem']}")
     if not told:
         return None
     return node("span", "alarm", _badge("stalled", "SERVICE"), "; ".join(told), key="service")
@@ -254,7 +255,7 @@ def _detail(pulse: Json, goal: str, times: Times) -> str:
         if usual is not None:
             said += f", usually every {ago(usual)}"
     said += (
-        f"; {_LATE_MEANS} {many(since['recordings'], 'recording')}, 0 {_plural(goal)}, "
+        f"; since then {many(since['recordings'], 'recording')}, 0 {_plural(goal)}, "
         f"{many(since['users'], 'user')}"
         if since["recordings"]
         else "; nothing began since then"
@@ -376,7 +377,8 @@ def _cell_state(
         return "waiting", "nothing yet"
     if pulse["overdue"] and stage == pulse["goal"]:
         return "stalled", "overdue"
-    return "ok", "well"
+    # Green would stand for hours over a stage that nothing reaches any more.
+    return ("ok", "well") if flow["seconds_since_success"] <= _IDLE_S else ("waiting", "idle")
 
 
 def _cell(name: str, state: str, word: str, lines: Iterable[Node], *, sick: bool) -> Node:
