@@ -31,7 +31,7 @@ _DRAW: Final = st.components.v2.component(
 _TRENDS_S: Final = 10.0
 _ROWS: Final = "40"
 _SILENT_AFTER: Final = 12.0
-"""Seconds, and as many refreshes: then the page itself says that it stands still."""
+"""Seconds, and half of it in refreshes: then the page itself says that it stands still."""
 _LONGEST_SEARCH: Final = 200
 _PAGE_STYLE: Final = """<style>
   [data-testid="stMainBlockContainer"] { padding: 0.6rem 1rem 2rem; max-width: none; }
@@ -57,12 +57,16 @@ def _let_in(token: str) -> bool:
         )  # fmt: skip
         is_sent = st.form_submit_button("Open")
     if is_sent:
-        if hmac.compare_digest(shown.encode(), token.encode()):
+        if hmac.compare_digest(_bytes(shown), _bytes(token)):
             st.session_state["let_in"] = True
             st.rerun()
         time.sleep(1.0)  # whoever guesses is slow
         st.error("That is not the token.")
     return False
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # whatever a browser sends
 
 
 def _zone() -> tzinfo | None:
