@@ -440,9 +440,11 @@ _FOCUSED: Final = """() => {
 
 def test_the_keyboard_will_do(browser: Browser, live: Served) -> None:
     """Tab reaches a row, Enter opens it, the arrow goes on, Enter again closes."""
-    feed(live, lambda s, at: s.failed(4_200, at - 9))
+    feed(live, lambda s, at: s.failed(4_200, at - 9, "no microphone"))
+    feed(live, lambda s, at: s.failed(4_201, at - 9, "no headphones"))  # a pattern of its own
     with reading(browser, live.page) as reader:
         expect(reader.row(tid(4_200))).to_have_count(1)
+        expect(reader.row(tid(4_201))).to_have_count(1)
         for _ in range(60):
             reader.page.keyboard.press("Tab")
             tag, wanted = reader.page.evaluate(_FOCUSED)

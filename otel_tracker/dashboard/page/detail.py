@@ -65,7 +65,9 @@ def _title(one: Json, times: Times) -> Node:
         node("code", "", one["id"]),
         node("span", "", f"created {times.both(one['created_at'], seconds=True)}, last news "
              f"{times.past(one['updated_at'])}"),
-        node("a", "close", "close", opens=one["id"], title="close this transaction"),
+        node("a", "close", "Close", opens=one["id"], title="close this transaction"),
+        node("a", "close", "Download as JSON",
+             saves=(f"transaction-{one['id']}.json", json.dumps(one, indent=2))),
         key="title",
     )  # fmt: skip
 

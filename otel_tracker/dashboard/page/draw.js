@@ -8,7 +8,7 @@ const TAGS = new Set([
 ]);
 
 function tagOf(node) {
-  if (node.link || (node.tag === "a" && !node.open)) return "a";
+  if (node.link || (node.tag === "a" && !node.open && !node.save)) return "a";
   if (node.tag === "a") return "button";
   return TAGS.has(node.tag) ? node.tag : "span";
 }
@@ -27,6 +27,8 @@ function draw(element, node) {
   setAttribute(element, "aria-label", node.label);
   setAttribute(element, "data-open", node.open);
   setAttribute(element, "data-key", node.key);
+  setAttribute(element, "data-save", node.save && "yes");
+  element.saved = node.save;
   if (node.open && element.tagName === "TR") {
     setAttribute(element, "tabindex", "0");
     setAttribute(element, "aria-selected", node.chosen ? "true" : "false");
@@ -71,6 +73,16 @@ function drawChildren(parent, nodes) {
   }
 }
 
+// The browser makes the file of what it has: one that the server keeps would be gone with the next
+// refresh, and could be read without the token.
+function keep(file) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([file.text], { type: "application/json" }));
+  link.download = file.name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
 // A page whose server went away must not look alive.
 function watch(root) {
   const timer = setInterval(() => {
@@ -113,7 +125,8 @@ export default function (component) {
     });
   }
   root.onclick = (event) => {
-    const target = event.target.closest("[data-open], a, summary");
+    const target = event.target.closest("[data-open], [data-save], a, summary");
+    if (target && target.saved) return keep(target.saved);
     if (!target || !target.dataset.open) return;
     if (String(window.getSelection())) return; // somebody copies an id
     setTriggerValue("open", target.dataset.open);

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 Node = dict[str, Any]
 """``tag``; ``css`` class; ``text`` or ``children``; ``key`` among its siblings; ``open``: the id of
-the transaction that a click opens; ``link``: an address; ``size``: CSS custom properties, numbers;
+the transaction that a click opens; ``link``: an address; ``save``: the ``name`` and ``text`` of a
+file that a click keeps; ``size``: CSS custom properties, numbers;
 ``title`` and ``label``: for whoever points at it, or cannot see it."""
 
 
@@ -29,6 +30,7 @@ def node(
     key: str = "",
     opens: str = "",
     link: str = "",
+    saves: tuple[str, str] | None = None,
     title: str = "",
     label: str = "",
     size: dict[str, float] | None = None,
@@ -43,6 +45,7 @@ def node(
         key: tells it among its siblings from one drawing to the next, so that it keeps its place.
         opens: id of the transaction that a click on it opens.
         link: an ``http`` or ``https`` address.
+        saves: name and text of a file that a click on it keeps.
         title: what is shown to whoever points at it.
         label: what a screen reader says.
         size: custom properties of CSS, such as ``{"--left": 0.5}``.
@@ -54,6 +57,8 @@ def node(
         "label": plain(label), "size": size,
     }  # fmt: skip
     made.update({name: value for name, value in given.items() if value})
+    if saves is not None:
+        made["save"] = {"name": saves[0], "text": saves[1]}
     if chosen is not None:
         made["chosen"] = chosen
     there = [one for one in children if one is not None]

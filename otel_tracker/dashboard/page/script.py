@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -215,25 +214,6 @@ def _one(client: Client, chosen: str, times: Times) -> None:
     answer = client.get(f"/api/transactions/{chosen}")
     shown = detail(answer, chosen, times)
     _draw("detail", [shown], focus=chosen)
-    if answer.data is not None:
-        data = answer.data
-        st.download_button(
-            "Download as JSON",
-            data=_dump(data),
-            file_name=f"transaction-{data['id']}.json",
-            mime="application/json",
-            on_click="ignore",
-            key="dump",
-        )
-
-
-def _dump(data: Mapping[str, Any]) -> bytes:
-    """The file, made anew when there is news: a callable's would be gone with the next refresh."""
-    stands = (data["id"], data["updated_at"], data["status"])
-    kept: tuple[Any, bytes] | None = st.session_state.get("file")
-    if kept is None or kept[0] != stands:
-        kept = st.session_state["file"] = (stands, json.dumps(data, indent=2).encode())
-    return kept[1]
 
 
 def _nothing_read(url: str, answer: Answer) -> Node:
