@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 import time
@@ -355,11 +354,12 @@ def _as_of(found: Found, document: dict[str, Any] | None, recording: Recording) 
 
 def _show_page(recording: Recording, port: int | None) -> int:
     from .page_process import PageProcess
-    from .server import Serving
+    from .server import Serving, on_signals
 
     as_of = _clock(recording.until_ns)
     serving = Serving(ReadOnly(api(recording.service), as_of), port=0)
-    with _on_signals() as is_over:
+    is_over = threading.Event()
+    with on_signals(is_over.set):
         page: PageProcess | None = None
         try:
             url = serving.start()
@@ -397,21 +397,6 @@ def _free(port: int) -> int:
     except OSError:
         return 0
     return port
-
-
-@contextmanager
-def _on_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event that it yields."""
-    is_over = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: is_over.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield is_over
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class ReadOnly:

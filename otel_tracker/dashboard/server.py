@@ -229,14 +229,16 @@ def run(
     """
     limits = limits or Limits()
     server = _Server(application, listen(host, port), limits)
-    with _on_signals(server.stop):
+    with on_signals(server.stop):
         if on_listening is not None:
             on_listening(server.url)
         server.run()
 
 
 @contextmanager
-def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
+def on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM call `stop`, and nothing else; in the main thread."""
+
     def handle(_number: int, _frame: FrameType | None) -> None:
         stop()
 

@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
+from otel_tracker.dashboard.server import on_signals
+
 from . import report
 from .dashboard import Dashboard, DashboardError
 from .processes import Services
@@ -104,7 +106,8 @@ class _Demo:
     # --- as long as somebody looks ----------------------------------------------------------------
 
     def _idle(self, services: Services) -> None:
-        with _on_signals() as is_over:
+        is_over = threading.Event()
+        with on_signals(is_over.set):  # an end that was asked for is no failure
             self._invite(services)
             living = services.living
             while not is_over.is_set():
@@ -161,18 +164,3 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _on_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event that it yields: an end that was asked for is no failure."""
-    is_over = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: is_over.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield is_over
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
