@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from otel_tracker import dashboard
 from otel_tracker.dashboard import app as app_module
 from otel_tracker.dashboard import openapi, queries
 from otel_tracker.dashboard.app import Api, api
@@ -585,7 +586,7 @@ def test_it_is_mounted_in_an_application_of_the_users_own() -> None:
     """Under a prefix, without its lifespan, beside the application's own routes."""
     served, _ = service()
     web = FastAPI()
-    web.mount("/inner/tracker", api(served))
+    web.mount("/inner/tracker", dashboard.api(served))
 
     @web.get("/api/dashboard")
     def own() -> str:
