@@ -188,7 +188,8 @@ class OwnDashboard:
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             # At the interpreter's exit a lifespan could not end any more: no event loop can start
-            # a thread there. So the life of both is looked after here.
+            # a thread there. So the life of both is looked after here; raising is how ASGI
+            # says that an application has no lifespan.
             if scope["type"] == "lifespan":
                 raise NotImplementedError
             await own(scope, receive, send)
